@@ -1,0 +1,219 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Self
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from dpap.config import Config, override, read_config
+from dpap.errors import DPAPError
+from dpap.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from dpap.report.history import ResultLine
+from dpap.training import loop
+from dpap.training.checkpoint import RunFolder
+from dpap.training.evaluate import Evaluation, evaluate_run
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train networks, spiking or not, that grow small while they learn.",
+)
+console = Console()
+errors = Console(stderr=True)
+
+RunArgument = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+
+
+@app.command()
+def train(
+    name: Annotated[
+        str, typer.Argument(metavar="[RECIPE]", help="A recipe (see `dpap recipes`) or a config.toml.")
+    ] = DEFAULT_RECIPE,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given again.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make.  [default: runs/RECIPE-N]")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default=False)] = None,
+    no_control: Annotated[bool, typer.Option("--no-control", help="Leave out the unpruned control.")] = False,
+) -> None:
+    """Train a recipe, and its unpruned control, into a run folder."""
+    config = _config(name)
+    changes = [_setting(text) for text in settings or ()]
+    flags = {"epochs": epochs, "seed": seed, "device": device, "control": "false" if no_control else None}
+    changes += [(key, str(value)) for key, value in flags.items() if value is not None]
+    for key, value in changes:
+        config = override(config, key, value)
+    path = out if out is not None else _free_folder(config.recipe)
+    with _interruptible(path), _Display(config) as display:
+        done = loop.train(config, path, watch=display.watch)
+    console.print(_table(done))
+
+
+@app.command()
+def resume(run: RunArgument) -> None:
+    """Go on with a run that was interrupted."""
+    config = RunFolder.open(run).config()
+    with _interruptible(run), _Display(config) as display:
+        done = loop.resume(run, watch=display.watch)
+    console.print(_table(done))
+
+
+@app.command()
+def evaluate(run: RunArgument) -> None:
+    """Measure the saved network of a finished run, and its control, on the test split."""
+    console.print(_table(evaluate_run(run)))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes."""
+    table = Table("recipe", "what it is", box=None, pad_edge=False)
+    for name, make in RECIPES.items():
+        table.add_row(name, (make.__doc__ or "").strip().splitlines()[0])
+    console.print(table)
+
+
+def main() -> None:
+    """Run the command line. A `DPAPError` becomes one paragraph on standard error and exit code 1."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)])
+    try:
+        app()
+    except DPAPError as error:
+        errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _config(name: str) -> Config:
+    return read_config(Path(name)) if name.endswith(".toml") else recipe(name)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise DPAPError(f"--set {text} is not KEY=VALUE.", where="--set", fix="write --set optimizer.lr=0.01")
+    return key.strip(), value.strip()
+
+
+def _free_folder(name: str) -> Path:
+    """runs/NAME-N with the lowest N that is free."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
+    return next(path for n in count(1) if not (path := Path("runs") / f"{stem}-{n}").exists())
+
+
+@contextmanager
+def _interruptible(path: Path) -> Iterator[None]:
+    """Ctrl-C says how to go on, and exits with 130 as a shell expects."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        begun = (path / "config.toml").exists()
+        then = (
+            f"Go on after the last complete epoch: dpap resume {shlex.quote(str(path))}"
+            if begun
+            else "Nothing was written."
+        )
+        errors.print(f"Interrupted. {then}", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(130) from None
+
+
+class _Display:
+    """Live progress: a bar for the run and one for its control; without a terminal, a line ten times a run."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=errors,
+            disable=not errors.is_terminal,
+        )
+        self.tasks: dict[bool, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bars.stop()
+
+    def watch(self, now: loop.Progress) -> None:
+        name = "control" if now.control and self.config.development.rule != "none" else self.config.recipe
+        text = (
+            f"epoch {now.epoch}/{now.epochs}  loss {now.loss:.4f}  accuracy {_percent(now.accuracy)}"
+            + (f"  validation {_percent(now.validation_accuracy)}" if now.validation_accuracy is not None else "")
+            + f"  connectivity {_percent(now.connectivity)}"
+        )
+        if self.bars.disable:
+            if now.batch == now.batches and (now.epoch % -(-now.epochs // 10) == 0 or now.epoch == now.epochs):
+                errors.print(f"{name}  {text}", highlight=False, soft_wrap=True, markup=False)
+            return
+        if now.control not in self.tasks:
+            self.tasks[now.control] = self.bars.add_task(name, total=now.epochs * now.batches, text="")
+        self.bars.update(self.tasks[now.control], completed=(now.epoch - 1) * now.batches + now.batch, text=text)
+
+
+def _table(done: Evaluation) -> Table:
+    """What came out, beside the control."""
+    table = Table(caption=f"run: {done.path}", caption_justify="left", caption_style="", min_width=60)
+    table.add_column("per sample of the test split")
+    table.add_column("this run", justify="right")
+    if done.control is not None:
+        table.add_column("unpruned control", justify="right")
+        table.add_column("this run / control", justify="right")
+    for name, show, value in ROWS:
+        results = [done.result] if done.control is None else [done.result, done.control]
+        values = [value(result) for result in results]
+        if all(number is None for number in values):
+            continue
+        cells = ["" if number is None else show(number) for number in values]
+        if done.control is not None:
+            cells.append(_compared(name, values))
+        table.add_row(name, *cells)
+    return table
+
+
+def _compared(name: str, values: list[float | None]) -> str:
+    mine, theirs = values
+    if mine is None or theirs is None or not theirs:
+        return ""
+    return f"{100 * (mine - theirs):+.2f} points" if name == ACCURACY else _percent(mine / theirs)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _whole(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+ACCURACY = "test accuracy"
+ROWS: tuple[tuple[str, Callable[[float], str], Callable[[ResultLine], float | None]], ...] = (
+    (ACCURACY, _percent, lambda r: r.test_accuracy),
+    ("connectivity", _percent, lambda r: r.connectivity),
+    ("connectivity of convolutions", _percent, lambda r: r.connectivity_conv),
+    ("parameters", _whole, lambda r: r.parameters),
+    ("MACs", _whole, lambda r: r.macs),
+    ("SOPs", _whole, lambda r: r.synops),
+    ("energy, estimate of compute (nJ)", lambda value: f"{value:,.1f}", lambda r: r.energy_pj / 1000),
+    ("seconds of training", lambda value: f"{value:.1f}", lambda r: r.seconds),
+)

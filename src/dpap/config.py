@@ -1,0 +1,358 @@
+"""What a run is, completely: frozen dataclasses, checked when made, and their TOML form.
+
+`to_toml(config)` writes every setting, so the `config.toml` of a run folder re-runs it; `read_config` reads one back.
+Settings that may be absent are written as the word "none".
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from dpap.data import DATASETS
+from dpap.errors import DPAPError, unknown_name
+from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SURROGATES
+from dpap.rules import RULES
+from dpap.scores import SCORES
+
+T = TypeVar("T")
+
+
+def setting(default: T, allowed: str, ok: Callable[[Any], bool]) -> T:
+    """A field with a default, the words that say what is allowed, and the check."""
+    made: T = field(default=default, metadata={"allowed": allowed, "ok": ok})
+    return made
+
+
+def choice(default: str, kind: str, known: Iterable[str]) -> str:
+    """A field that takes one name of a registry."""
+    made: str = field(default=default, metadata={"kind": kind, "known": tuple(known)})
+    return made
+
+
+def count(default: int, least: int = 1) -> int:
+    return setting(default, f"a whole number, at least {least}", lambda n: n >= least)
+
+
+def share(default: float) -> float:
+    return setting(default, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def positive(default: float) -> float:
+    return setting(default, "a number above 0", lambda x: 0 < x < math.inf)
+
+
+def not_negative(default: float) -> float:
+    return setting(default, "a number, at least 0", lambda x: 0 <= x < math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a config. Checks the type and the value of every field when made."""
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in fields(self):
+            key = self.key(item.name)
+            value = _fitted(key, getattr(self, item.name), hints[item.name])
+            object.__setattr__(self, item.name, value)
+            if value is None:
+                continue
+            if "known" in item.metadata and value not in item.metadata["known"]:
+                raise _at(key, unknown_name(item.metadata["kind"], value, item.metadata["known"]))
+            if "ok" in item.metadata and not item.metadata["ok"](value):
+                raise bad_value(key, value, item.metadata["allowed"])
+
+    def key(self, name: str) -> str:
+        return f"{self.section}.{name}" if self.section else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    section: ClassVar[str] = "data"
+
+    name: str = choice("digits", "data set", DATASETS)
+    batch_size: int = count(64)
+    hold_out: bool = False
+    """True: the validation split stays out of training and is measured every epoch. False: it is trained on."""
+    shift: int = count(0, least=0)
+    """Pixels by which training images are moved at most, along each axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Section):
+    """Arguments of `dpap.models.build`."""
+
+    section: ClassVar[str] = "model"
+
+    name: str = choice("convnet", "model", MODELS)
+    blocks: tuple[tuple[int, ...], ...] = setting(
+        ((16, 32),),
+        "lists of widths, such as [[16, 32], [64]]",
+        lambda blocks: all(block and min(block) > 0 for block in blocks),
+    )
+    """Channels of the 3 x 3 convolutions; a pooling layer ends each block."""
+    hidden: tuple[int, ...] = setting(
+        (128,), "a list of widths, such as [128]", lambda hidden: min(hidden, default=1) > 0
+    )
+    """Neurons of the hidden fully connected layers."""
+    neuron: str = choice("lif", "neuron", NEURONS)
+    tau: float = setting(2.0, "a number, at least 1", lambda x: 1 <= x < math.inf)
+    surrogate: str = choice("arctan", "surrogate", SURROGATES)
+    norm: bool = True
+    pool: str = choice("avg", "pooling", POOLS)
+    dropout: float = setting(0.0, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+    num_steps: int = count(4)
+    readout: str = choice("current", "readout", READOUTS)
+    """current: mean current of the classifier; spikes: mean spikes of a neuron behind it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.neuron == "relu" and self.num_steps != 1:
+            raise bad_value(self.key("num_steps"), self.num_steps, '1 with neuron = "relu", which has no time')
+        if self.neuron == "relu" and self.readout != "current":
+            raise bad_value(self.key("readout"), self.readout, '"current" with neuron = "relu", which has no spikes')
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    section: ClassVar[str] = "optimizer"
+
+    name: str = choice("adamw", "optimizer", ("adamw", "sgd"))
+    lr: float = positive(1e-3)
+    """The peak; it is reached after `warmup` and falls along a cosine to `lr * lr_end`."""
+    weight_decay: float = not_negative(0.01)
+    momentum: float = setting(0.9, "a number from 0 to below 1; only sgd uses it", lambda x: 0 <= x < 1)
+    warmup: float = share(0.05)
+    """Share of the run."""
+    lr_end: float = share(0.0)
+    """Share of the peak that is left at the end."""
+    loss: str = choice("cross_entropy", "loss", ("cross_entropy", "mse"))
+    """mse is between the mean output and the one-hot label, for spiking readouts."""
+    clip: float | None = setting(None, "a number above 0, or none", lambda x: 0 < x < math.inf)
+    """Largest norm of the gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetConfig(Section):
+    """The share of the dense network that stays; all "none": how much dies is left to the rule."""
+
+    section: ClassVar[str] = "development.target"
+
+    connectivity: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+    parameters: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+    macs: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+    sops: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+
+    def named(self) -> dict[str, float] | None:
+        """Only what is set; None when nothing is."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: value for name, value in values.items() if value is not None} or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevelopmentConfig(Section):
+    """Arguments of `dpap.DPAP`."""
+
+    section: ClassVar[str] = "development"
+
+    rule: str = choice("dpap", "rule", (*RULES, "none"))
+    """"none": nothing is observed and nothing dies, the unpruned control."""
+    score: str | None = choice("none", "score", (*SCORES, "none"))
+    """What a unit or synapse is worth, by name; none: as the rule says."""
+    start: float = share(0.10)
+    stop: float = share(0.50)
+    memory: float = positive(0.03)
+    development_steps: int = count(100)
+    observe_every: int = count(4)
+    target: TargetConfig = field(default_factory=TargetConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start >= self.stop:
+            raise bad_value(self.key("start"), self.start, f"below {self.key('stop')} = {self.stop}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """One run."""
+
+    recipe: str = "custom"
+    """Where the config comes from; names the run's folder."""
+    seed: int = count(0, least=0)
+    epochs: int = count(10)
+    device: str = choice("cpu", "device", ("cpu", "cuda"))
+    threads: int | None = setting(None, "a whole number, at least 1, or none", lambda n: n >= 1)
+    """CPU threads of PyTorch; none: as many as it takes by itself. Another number gives other bits."""
+    control: bool = True
+    """Also train the unpruned control: same seed, same batches, rule "none"."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    development: DevelopmentConfig = field(default_factory=DevelopmentConfig)
+
+    def as_control(self) -> Config:
+        """The same run without development."""
+        return replace(self, control=False, development=replace(self.development, rule="none"))
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """A config from nested mappings, as a TOML file gives them; what is left out takes its default.
+
+    Raises:
+        DPAPError: an unknown key (the nearest are shown), a value of the wrong type or out of range.
+    """
+    return _section(Config, values)
+
+
+def override(config: Config, key: str, text: str) -> Config:
+    """`config` with one setting changed, such as `optimizer.lr` to "0.01". Text that is no TOML value is a string."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    tree = to_dict(config)
+    *parents, last = key.split(".")
+    node: Any = tree
+    for depth, name in enumerate([*parents, last]):
+        if not isinstance(node, dict) or name not in node:
+            raise _unknown_key(key, _all_keys(config))
+        if depth < len(parents):
+            node = node[name]
+    if isinstance(node[last], dict):
+        raise DPAPError(
+            f"{key!r} is a section, not a setting.", where=f"--set {key}", fix=f"name one of {', '.join(node[last])}"
+        )
+    node[last] = value
+    return from_dict(tree)
+
+
+def read_config(path: Path) -> Config:
+    """The config of a TOML file."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DPAPError(f"The config cannot be read: {error.strerror}.", where=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DPAPError(f"The config is not valid TOML: {error}.", where=str(path), fix="correct that line") from error
+    try:
+        return from_dict(values)
+    except DPAPError as error:
+        raise DPAPError(error.what, where=f"{error.where} in {path}", fix=error.fix) from error
+
+
+def to_dict(config: Section) -> dict[str, Any]:
+    """Every setting as nested dicts of plain values; an absent one is the word "none"."""
+    return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
+
+
+def to_toml(config: Config) -> str:
+    """The complete config as TOML; `from_dict(tomllib.loads(to_toml(config))) == config`."""
+    return _toml_table(to_dict(config), "")
+
+
+def bad_value(key: str, value: object, allowed: str) -> DPAPError:
+    return DPAPError(f"{key} = {_shown(value)} is not allowed.", where=f"setting {key}", fix=f"give {key} {allowed}")
+
+
+def _at(key: str, error: DPAPError) -> DPAPError:
+    return DPAPError(error.what, where=f"setting {key}", fix=error.fix)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else repr(value)
+
+
+def _section(cls: type[T], values: Mapping[str, Any]) -> T:
+    assert issubclass(cls, Section)
+    hints = get_type_hints(cls)
+    known = {item.name for item in fields(cls)}
+    for name in values:
+        if name not in known:
+            prefix = f"{cls.section}." if cls.section else ""
+            raise _unknown_key(prefix + name, [prefix + other for other in known])
+    made = {}
+    for name, value in values.items():
+        inner = hints[name]
+        if is_dataclass(inner) and isinstance(inner, type):
+            if not isinstance(value, Mapping):
+                raise bad_value(name, value, "a section of settings")
+            value = _section(inner, value)
+        made[name] = value
+    return cls(**made)
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> DPAPError:
+    return _at(key, unknown_name("setting", key, known))
+
+
+def _all_keys(config: Section) -> list[str]:
+    keys: list[str] = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        keys += _all_keys(value) if isinstance(value, Section) else [config.key(item.name)]
+    return keys
+
+
+def _fitted(key: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint` says: whole numbers become floats where these are meant, lists become tuples."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        inner = next(arg for arg in get_args(hint) if arg is not type(None))
+        return None if value is None or value == "none" else _fitted(key, value, inner)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise bad_value(key, value, _words(hint))
+        return tuple(_fitted(key, entry, get_args(hint)[0]) for entry in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise bad_value(key, value, _words(hint))
+    return value
+
+
+def _words(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"a list, each entry {_words(get_args(hint)[0])}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, "a section")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return to_dict(value)
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return "none" if value is None else value
+
+
+def _toml_table(values: Mapping[str, Any], path: str) -> str:
+    """Plain values first, then one table for each section: all that TOML asks for."""
+    lines = [f"{key} = {_toml_value(value)}\n" for key, value in values.items() if not isinstance(value, dict)]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            name = f"{path}{key}"
+            lines.append(f"\n[{name}]\n{_toml_table(value, name + '.')}")
+    return "".join(lines)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
+    if isinstance(value, str):
+        return '"' + "".join(_toml_character(c) for c in value) + '"'
+    return repr(value)
+
+
+def _toml_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return f"\\u{ord(character):04x}" if ord(character) < 32 or ord(character) == 127 else character

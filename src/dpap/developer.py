@@ -1,0 +1,764 @@
+"""THE METHOD 3/3: `DPAP`, the thin stateful object that calls `plasticity` and `survival`.
+
+It holds who is alive and what they survived on, and decides nothing: every number comes from the pure functions of the other
+two files, every victim from the account in `pruning.budget`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dpap.errors import DPAPError
+from dpap.graph.front import Forward, Pattern, Unknown, find_groups
+from dpap.graph.group import Graph, Layer, UnitGroup
+from dpap.observe import Observer
+from dpap.plasticity import Kind
+from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose
+from dpap.pruning.compact import compacted, trial_cut
+from dpap.pruning.mask import MaskKeeper, dead_masks
+from dpap.rules import Rule, Sums, costly_sums, resolve
+from dpap.scores import Score
+from dpap.survival import Clock, below, grow, survival_step, uninformed
+
+log = logging.getLogger(__name__)
+
+Shrink = Literal["never"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevelopmentReport:
+    """What one development step found and did. Tensors have the original length; the dead stay in them."""
+
+    step: int
+    """Calls of `dev.step()` so far."""
+    progress: float
+    """p: share of the run that is over."""
+    connectivity: float
+    """Living synapses / synapses of the dense network."""
+    died_units: dict[str, list[int]] = field(default_factory=dict)
+    """Group -> units that fell below the level."""
+    isolated_units: dict[str, list[int]] = field(default_factory=dict)
+    """Group -> units that died because nothing living fed or read them any more."""
+    died_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> single synapses that fell below the level."""
+    capped: list[str] = field(default_factory=list)
+    """Groups and weights where a cap deferred somebody to the next step."""
+    skipped: list[str] = field(default_factory=list)
+    """Deaths that a floor or a protected unit forbade."""
+    warnings: list[str] = field(default_factory=list)
+    use: dict[str, Tensor] = field(default_factory=dict)
+    """Group -> u of each unit: its score among its siblings, as the rule normalises it."""
+    survival: dict[str, Tensor] = field(default_factory=dict)
+    """Group -> F of each unit."""
+    alive: dict[str, Tensor] = field(default_factory=dict)
+    """Group -> whether each unit lives."""
+
+    @property
+    def deaths(self) -> int:
+        """Units and synapses that died, isolated ones included."""
+        units = sum(len(u) for d in (self.died_units, self.isolated_units) for u in d.values())
+        return units + sum(self.died_synapses.values())
+
+
+@dataclass(slots=True)
+class _Decision:
+    """A development step worked out, not yet made."""
+
+    survival: dict[str, Tensor]
+    use: dict[str, Tensor]
+    synapse_survival: dict[str, Tensor]
+    alive: dict[str, Tensor]
+    synapses: dict[str, Tensor]
+    report: DevelopmentReport
+
+
+class DPAP:
+    """Lets a network prune itself while it learns.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> dev = DPAP(model, torch.randn(4, 8), optimizer=optimizer, total_steps=200)
+    >>> for _ in range(200):
+    ...     x = torch.randn(32, 8)
+    ...     with dev.observing():
+    ...         loss = torch.nn.functional.cross_entropy(model(x), (x[:, 0] > 0).long())
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     report = dev.step()
+    >>> small = dev.compact()
+
+    Args:
+        model: Any module that `torch.export` takes, trained in any loop.
+        example_input: One batch, of the shape that the model is trained on.
+        optimizer: The optimizer (or a list of them) that moves the model's parameters; foreign parameters are fine.
+        total_steps: Calls of `step()` in the whole run: iterations, epochs, as you like. The epoch for the rules `paper` and `released`.
+        rule: "dpap", "paper", "released", or a `dpap.rules.Rule`.
+        target: Share of the dense network that stays: {"connectivity": 0.05}, or "macs", "parameters", "sops"; macs and
+            connectivity may be named together. Without a target, how much dies emerges.
+        score: What a unit or synapse is worth to its siblings: a name of `dpap.scores.SCORES`, or a function of `dpap.plasticity.Stats`
+            that answers (O,) for units and (O, I) for synapses, >= 0.
+        start: Share of the run after which deaths begin.
+        stop: Share of the run after which they end.
+        memory: Share of the run over which survival remembers.
+        development_steps: Development steps in a run, about.
+        observe_every: Every how many passes activity is observed; the first of each window always is.
+        seed: For scores that draw.
+        ignore: Modules (or globs over their names) that keep their units and synapses.
+        only: If given, all others keep theirs.
+        ema: A copy of the model (or several) that follows it, such as an `AveragedModel`; masked along.
+        shrink: "never": dead units stay as zeros until `compact()`.
+        forward: `forward(model, batch)` where the model is not called as `model(batch)`, for dict inputs or a loop over time.
+        unknown: What to do with an operator that has no rule: "refuse" or "protect" all that touches it.
+
+    Attributes:
+        graph: Groups, layers and sites (`dpap.graph.group.Graph`).
+        alive: Group -> bool (units,).
+        synapse_masks: Weight -> bool (O, I), True = alive, where synapses are prunable.
+        survival: Group -> F (units,).
+
+    Raises:
+        DPAPError: A bad argument, a model that cannot be understood, nothing to prune, or a target out of reach.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Any,
+        *,
+        optimizer: Optimizer | Sequence[Optimizer],
+        total_steps: int,
+        rule: str | Rule = "dpap",
+        target: Mapping[str, float] | None = None,
+        score: Score | str | None = None,
+        start: float = 0.10,
+        stop: float = 0.50,
+        memory: float = 0.03,
+        development_steps: int = 100,
+        observe_every: int = 4,
+        seed: int = 0,
+        ignore: Sequence[Pattern] | Pattern = (),
+        only: Sequence[Pattern] | Pattern | None = None,
+        ema: nn.Module | Sequence[nn.Module] | None = None,
+        shrink: Shrink = "never",
+        forward: Forward | None = None,
+        unknown: Unknown = "refuse",
+    ) -> None:
+        self.rule = resolve(rule, score=score, memory=memory)
+        _check_schedule(total_steps, start, stop, memory, development_steps, observe_every, shrink, self.rule)
+        self.model, self.total_steps, self.seed = model, total_steps, seed
+        self.start, self.stop, self.memory = start, stop, memory
+        self.development_steps, self.observe_every = min(development_steps, total_steps), observe_every
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.graph = find_groups(model, example_input, ignore=ignore, only=only, unknown=unknown, forward=forward)
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._groups = tuple(g for g in self.graph.groups if g.protected is None and "unit" in self.rule.kinds)
+        self._synaptic = self._prunable_synapses(parameters)
+        self._layers = self._observed_layers(all_spikes="sops" in (target or {}))
+        self._check_model(parameters)
+        trial_cut(model, self.graph, example_input, forward)
+
+        self.alive = {g.name: torch.ones(g.units, dtype=torch.bool) for g in self.graph.groups}
+        self.survival = {
+            g.name: torch.full((g.units,), self.rule.initial, dtype=_sum_dtype(parameters)) for g in self._groups
+        }
+        weights = {layer.weight: parameters[layer.weight] for layer in self._synaptic}
+        self.synapse_masks = {n: torch.ones(w.shape[:2], dtype=torch.bool, device=w.device) for n, w in weights.items()}
+        self.synapse_survival = {
+            n: torch.full(w.shape[:2], self.rule.initial, dtype=_sum_dtype(parameters), device=w.device) for n, w in weights.items()
+        }
+        account = self._account(self.alive, self.synapse_masks)
+        self.target = self._checked_target(target, account)
+        self._dense = {metric: account.count(metric) for metric in ("connectivity", "macs", "parameters")}
+        self._arrivals: dict[str, Tensor] = {}
+
+        copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
+        self._masks = MaskKeeper(model, self.optimizers, copies)
+        self._sums: dict[tuple[str, int], Sums] = {}
+        self._parameters = parameters
+        self._observer = Observer(
+            model,
+            self.graph,
+            self._layers,
+            self._add,
+            mean_positions=self.rule.mean_positions,
+            rectify=self.rule.rectify,
+            weigh_arrivals="sops" in self.target,
+            whole_block=forward is not None,
+        )
+        self.steps_taken = 0
+        self._last = 0
+        """Step count at the previous development step."""
+        self._developments = 0
+        self._blocks = 0
+        self._watching = not self.rule.windowed or self._due_to_watch(0)
+        self._finished = False
+        self._peak_rate = self._rate()
+        self._previous_rate = self._rate()
+
+    # construction -------------------------------------------------------------------------------------------------
+
+    def _prunable_synapses(self, parameters: Mapping[str, Tensor]) -> tuple[Layer, ...]:
+        if "synapse" not in self.rule.kinds:
+            return ()
+        protected = {g.name for g in self.graph.groups if g.protected is not None}
+        chosen = {
+            layer.weight: layer
+            for layer in self.graph.layers
+            if layer.kind == "linear"
+            and layer.pre is not None
+            and layer.weight not in self.graph.ignored
+            and parameters[layer.weight].requires_grad
+            and (self.rule.classifier or layer.out_group not in protected)
+        }
+        return tuple(chosen.values())
+
+    def _observed_layers(self, all_spikes: bool) -> tuple[Layer, ...]:
+        groups, weights = {g.name for g in self._groups}, {layer.weight for layer in self._synaptic}
+        return tuple(
+            layer
+            for layer in self.graph.layers
+            if layer.pre is not None
+            and (layer.out_group in groups or layer.weight in weights or (all_spikes and layer.spike_divisor is not None))
+        )
+
+    def _check_model(self, parameters: Mapping[str, Tensor]) -> None:
+        if not self._groups and not self._synaptic:
+            reasons = "; ".join(f"{g.name}: {g.protected}" for g in self.graph.groups) or "no convolution or linear layer found"
+            raise DPAPError(f"There is nothing to prune in this {type(self.model).__name__}.", where=reasons)
+        moved = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
+        names = {s.tensor for g in self._groups for s in (*g.producers, *g.consumers) if s.masked and s.tensor in parameters}
+        names |= {layer.weight for layer in self._synaptic}
+        missing = sorted(name for name in names if id(parameters[name]) not in moved)
+        if missing:
+            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            raise DPAPError(
+                f"{len(missing)} prunable parameters are in none of the optimizers given: {shown}.",
+                fix="pass the optimizer that was made from model.parameters() of this very model (a list if there are several), "
+                "or freeze them with requires_grad_(False), which protects them.",
+            )
+        if self.rule.needs_neurons and not self.graph.neurons:
+            raise DPAPError(f"Rule {self.rule.name!r} is the authors' script, which has no network without spikes.", fix='use rule="paper" or "dpap".')
+        if "stdp" in costly_sums(self.rule) and self.graph.num_steps == 1:
+            raise DPAPError("Spike-timing plasticity needs more than one time step; this network has T = 1.", fix="use another score.")
+
+    def _checked_target(self, target: Mapping[str, float] | None, account: Account) -> dict[str, float]:
+        if target and not self.rule.windowed:
+            raise DPAPError(f"Rule {self.rule.name!r} knows no target.", fix='use rule="dpap".')
+        return check_target(target, account, [layer.weight for layer in self._synaptic], set(self.rule.kinds))
+
+    # observing ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        """Observe the passes inside: the first block of each window and then every k-th; otherwise costs next to nothing."""
+        wanted = self._watching and (not self.rule.windowed or self._blocks % self.observe_every == 0)
+        self._blocks += 1
+        if wanted:
+            self._observer.start()
+        complete = False
+        try:
+            yield
+            complete = True
+        finally:
+            if wanted:
+                self._observer.finish(complete=complete)
+
+    @torch.no_grad()
+    def _add(self, layer: Layer, pre: Tensor, post: Tensor, arrivals: Tensor | None) -> None:
+        """Account for one pass of one layer."""
+        key = (layer.weight, layer.call)
+        if key not in self._sums:
+            self._sums[key] = self._new_sums(layer, post.dtype, post.device)
+        weights = self.rule.trace_weights(self.graph.num_steps)
+        first = self.rule.input_weights(self.graph.num_steps) if not layer.in_group else weights
+        self._sums[key].add(pre.to(post), post, self._living_inputs(layer).to(post.device), first, weights)
+        if arrivals is not None:
+            total = self._arrivals.setdefault(layer.weight, torch.zeros_like(arrivals))
+            total += arrivals
+
+    def _new_sums(self, layer: Layer, dtype: torch.dtype, device: torch.device) -> Sums:
+        needed = costly_sums(self.rule)
+        return self.rule.new_sums(
+            len(layer.out_units),
+            len(layer.in_unit),
+            pairs=layer.weight in self.synapse_masks and "pairs" in needed,
+            dtype=dtype,
+            device=device,
+            **({"stdp": True} if "stdp" in needed else {}),
+        )
+
+    def _living_inputs(self, layer: Layer) -> Tensor:
+        """(I,): whether the unit behind each input entry is alive; what is no unit counts as alive."""
+        living = torch.ones(len(layer.in_unit), dtype=torch.bool)
+        if self.rule.permanent:
+            for n, name in enumerate(layer.in_group):
+                mine = torch.from_numpy(layer.in_owner == n)
+                living[mine] = self.alive[name][torch.from_numpy(layer.in_unit)[mine]]
+        return living
+
+    # developing ---------------------------------------------------------------------------------------------------
+
+    def step(self) -> DevelopmentReport | None:
+        """To be called `total_steps` times in a run, after `optimizer.step()`; develops every so often.
+
+        Returns:
+            What a development step found and did; None between development steps.
+
+        Raises:
+            DPAPError: The run is over, a site was not observed, sums are not finite, or a layer would be emptied.
+        """
+        if self.steps_taken >= self.total_steps:
+            raise DPAPError(
+                f"dev.step() was called more than the total_steps={self.total_steps} times that DPAP was made for.",
+                fix="pass the number of calls of dev.step() in the whole run as total_steps.",
+            )
+        self.steps_taken += 1
+        self._watch_rate()
+        if self.rule.windowed and not self._boundary():
+            return None
+        report = None
+        if self._watching:
+            decision = self._decide(self._clock())
+            report = self._commit(decision)
+        self._last, self._blocks = self.steps_taken, 0
+        if self.rule.windowed:
+            self._watching = not self._finished and self._due_to_watch(self.steps_taken)
+        return report
+
+    def preview(self) -> DevelopmentReport:
+        """What a development step would do now, at the level of now, with what this window has seen; nothing is changed."""
+        if not self._sums or not self._watching:
+            raise DPAPError("Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing().")
+        return self._decide(self._clock()).report
+
+    def _boundary(self) -> bool:
+        """Whether this step is one of the `development_steps`; integers, so that no step is lost to rounding."""
+        d, n, c = self.development_steps, self.total_steps, self.steps_taken
+        return c * d // n > (c - 1) * d // n
+
+    def _due_to_watch(self, step: int) -> bool:
+        """Observing starts 3 memories before `start`, at a development step, so that every window is seen whole."""
+        return step / self.total_steps >= self.start - 3 * self.memory - 1e-9
+
+    def _clock(self) -> Clock:
+        return Clock(
+            progress=self.steps_taken / self.total_steps,
+            elapsed=(self.steps_taken - self._last) / self.total_steps,
+            start=self.start,
+            stop=self.stop,
+            epoch=self._developments,
+        )
+
+    @torch.no_grad()
+    def _decide(self, clock: Clock) -> _Decision:
+        warnings: list[str] = []
+        survival, use = dict(self.survival), {}
+        synapse_survival, synapse_use = dict(self.synapse_survival), {}
+        if clock.epoch >= self.rule.first_epoch:
+            for group in self._groups:
+                use[group.name], growth = self._unit_growth(group.name, group.units, clock, warnings)
+                survival[group.name] = survival_step(survival[group.name], growth, self.rule.gamma(clock))
+            for layer in self._synaptic:
+                u, growth = self._synapse_growth(layer, clock, warnings)
+                synapse_use[layer.weight] = u
+                synapse_survival[layer.weight] = survival_step(synapse_survival[layer.weight], growth, self.rule.gamma(clock))
+        account = self._account(self.alive, self.synapse_masks)
+        taker = Taker(account=account, elapsed=clock.elapsed, capped=self.rule.windowed and not (clock.q >= 1 and bool(self.target)))
+        if use or synapse_use:
+            self._take(taker, clock, survival, use, synapse_survival, synapse_use)
+        alive, synapses = self._outcome(taker)
+        report = self._report(taker, warnings, survival, use, alive)
+        return _Decision(survival, use, synapse_survival, alive, synapses, report)
+
+    def _unit_growth(self, name: str, units: int, clock: Clock, warnings: list[str]) -> tuple[Tensor, Tensor]:
+        """u and growth of a group: the mean over the layers that drive it (those that must shrink together vote together)."""
+        members = [layer for layer in self._layers if layer.out_group == name and layer.post is not None]
+        uses, growths = [], []
+        for layer in members:
+            alive = self.alive[name] if self.rule.permanent else torch.ones(units, dtype=torch.bool)
+            score = self._score(layer, "unit", alive[torch.from_numpy(layer.out_units)]).cpu()
+            per_unit = torch.zeros(units, dtype=score.dtype).index_add_(0, torch.from_numpy(layer.out_units), score)
+            if self.rule.windowed and uninformed(per_unit, alive):
+                warnings.append(f"{layer.name}: no unit was active in this window; all count alike")
+            links = self.rule.links(layer.kind, "unit", clock)
+            use = grow(per_unit, alive, links[:1])
+            uses.append(use)
+            growths.append(grow(use, alive, links[1:]))
+        return torch.stack(uses).mean(0), torch.stack(growths).mean(0).to(self.survival[name])
+
+    def _synapse_growth(self, layer: Layer, clock: Clock, warnings: list[str]) -> tuple[Tensor, Tensor]:
+        """u and growth of a weight's synapses: the mean over the calls of its layer."""
+        alive = self._living_synapses(layer)
+        uses, growths = [], []
+        for call in self._layers:
+            if call.weight == layer.weight:
+                score = self._score(call, "synapse", alive)
+                rows = uninformed(score, alive) if self.rule.windowed else 0
+                if rows:
+                    warnings.append(f"{layer.name}: {rows} rows of synapses carried no information; all in them count alike")
+                links = self.rule.links(call.kind, "synapse", clock)
+                uses.append(grow(score, alive, links[:1]))
+                growths.append(grow(uses[-1], alive, links[1:]))
+        growth = torch.stack(growths).mean(0).to(self.synapse_survival[layer.weight])
+        return torch.stack(uses).mean(0), growth
+
+    def _living_synapses(self, layer: Layer) -> Tensor:
+        mask = self.synapse_masks[layer.weight]
+        if not self.rule.permanent:
+            return torch.ones_like(mask)
+        rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(mask.device)
+        return mask & rows[:, None] & self._living_inputs(layer).to(mask.device)
+
+    def _score(self, layer: Layer, kind: Kind, alive: Tensor) -> Tensor:
+        sums = self._sums.get((layer.weight, layer.call))
+        if sums is None or not sums.samples:
+            raise DPAPError(
+                f"No batch was observed at {layer.pre} and {layer.post} between development steps.",
+                where=f"step {self.steps_taken} of {self.total_steps}",
+                fix="run the forward pass inside `with dev.observing():`, and make DPAP before torch.compile (a compiled model "
+                "skips hooks that were added after its first call).",
+            )
+        weight = self._parameters[layer.weight].detach()
+        if not all(bool(total.isfinite().all()) for total in sums.sums.values()):
+            raise self._not_finite(layer, "activity seen there holds")
+        score = self.rule.score(sums.stats(layer.name, kind, self.seed, weight, alive.to(weight.device)))
+        shape = weight.shape[:1] if kind == "unit" else weight.shape[:2]
+        if not isinstance(score, Tensor) or score.shape != shape:
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise DPAPError(f"The score of {layer.name} for kind {kind!r} answered {got}.", fix=f"answer a tensor of shape {tuple(shape)}.")
+        if not bool(score.isfinite().all()):
+            raise self._not_finite(layer, "score is not finite: its weights, or the score function, hold")
+        if self.rule.windowed and bool((score < 0).any()):
+            raise DPAPError(f"The score of {layer.name} for kind {kind!r} is negative.", fix="a score is >= 0.")
+        return score
+
+    def _not_finite(self, layer: Layer, what: str) -> DPAPError:
+        return DPAPError(
+            f"{layer.name}: the {what} NaN or infinity.",
+            where=f"step {self.steps_taken} of {self.total_steps}",
+            fix="lower the learning rate or clip gradients, and go on from the last checkpoint.",
+        )
+
+    def _account(self, alive: Mapping[str, Tensor], synapses: Mapping[str, Tensor]) -> Account:
+        return Account.of(
+            self.graph,
+            {name: a.numpy() for name, a in alive.items()},
+            {name: s.cpu().numpy() for name, s in synapses.items()},
+            floors=self.rule.windowed,
+        )
+
+    def _take(
+        self,
+        taker: Taker,
+        clock: Clock,
+        survival: Mapping[str, Tensor],
+        use: Mapping[str, Tensor],
+        synapse_survival: Mapping[str, Tensor],
+        synapse_use: Mapping[str, Tensor],
+    ) -> None:
+        account = taker.account
+        number = {g.name: n for n, g in enumerate(self.graph.groups)}
+        edges = {e.weight: n for n, e in enumerate(account.edges)}
+        units = self._candidates(
+            [(number[n], survival[n], use[n], self.alive[n]) for n in use], self.rule.level("unit", clock)
+        )
+        living = {
+            w: torch.from_numpy(account.edges[edges[w]].living) if self.rule.permanent else self.synapse_masks[w]
+            for w in synapse_use
+        }
+        synapses = self._candidates(
+            [(edges[w], synapse_survival[w], synapse_use[w], living[w]) for w in synapse_use], self.rule.level("synapse", clock)
+        )
+        if not self.rule.windowed:
+            self._take_as_printed(taker, units, synapses)
+        elif clock.q > 0:
+            reference = self._reference(account, clock)
+            choose(taker, units, synapses, self.target, reference, clock.q)
+            if clock.q >= 1:
+                self._check_reached(account, reference)
+
+    def _candidates(self, parts: list[tuple[int, Tensor, Tensor, Tensor]], level: float) -> Candidates:
+        """Everybody alive; each part is (owner, survival, use, alive), flattened."""
+        columns: list[list[Any]] = [[], [], [], [], []]
+        for owner, survival, use, alive in parts:
+            where = alive.reshape(-1).cpu().numpy().nonzero()[0]
+            fallen = below(survival.cpu(), alive.cpu(), level, self.rule.tolerance)
+            rows = (np.full(len(where), owner), where, *(t.reshape(-1).cpu().numpy()[where] for t in (survival, use, fallen)))
+            for column, row in zip(columns, rows, strict=True):
+                column.append(row)
+        owner, index, survival, use, fallen = (np.concatenate(c) if c else np.zeros(0, dtype=np.int64) for c in columns)
+        return Candidates(owner=owner, index=index, survival=survival, use=use, fallen=fallen.astype(bool))
+
+    def _take_as_printed(self, taker: Taker, units: Candidates, synapses: Candidates) -> None:
+        """Rules without limits: all that fell die at once; a layer that would be emptied is an error."""
+        account = taker.account
+        for candidates, is_unit in ((units, True), (synapses, False)):
+            for owner, index in candidates.in_order(candidates.fallen):
+                (taker.units if is_unit else taker.synapses).append((owner, index))
+        account.strike(taker.units, taker.synapses if self.rule.permanent else [], isolate=self.rule.permanent)
+        empty = [g.name for g, a in zip(self.graph.groups, account.alive, strict=True) if not a.any()]
+        empty += [e.weight for e in account.edges if not e.row.any()]
+        if empty:
+            raise DPAPError(
+                f"Rule {self.rule.name!r} would empty {empty[0]}.",
+                where=f"development step {self._developments + 1}",
+                fix='this rule has no floor; use rule="dpap", or other constants.',
+            )
+
+    def _reference(self, account: Account, clock: Clock) -> dict[str, float]:
+        """What the shares of a target are shares of. For SOPs: what the network spent in the last window before any death."""
+        reference = dict(self._dense)
+        if "sops" in self.target:
+            samples = {w: s.samples for (w, _), s in self._sums.items()}
+            account.arrivals = [
+                (self._arrivals[e.weight].double().cpu().numpy() / samples[e.weight]) if e.weight in self._arrivals else None
+                for e in account.edges
+            ]
+            self._dense.setdefault("sops", account.sops())
+            reference["sops"] = self._dense["sops"]
+        return reference
+
+    def _check_reached(self, account: Account, reference: Mapping[str, float]) -> None:
+        for metric, share in self.target.items():
+            reached = account.count(metric) / reference[metric]
+            if reached > share * (1 + 1e-9):
+                log.warning("The target of %.4f %s was missed: floors and protected parts left %.4f.", share, metric, reached)
+
+    def _outcome(self, taker: Taker) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        account = taker.account
+        alive = {g.name: torch.from_numpy(a.copy()) for g, a in zip(self.graph.groups, account.alive, strict=True)}
+        weights = {e.weight: n for n, e in enumerate(account.edges)}
+        synapses = {}
+        for name, mask in self.synapse_masks.items():
+            if self.rule.permanent:
+                synapses[name] = torch.from_numpy(account.edges[weights[name]].living.copy()).to(mask.device)
+            else:  # the mask of its own deaths; rows of dead units are struck beside it
+                synapses[name] = mask.clone()
+                struck = [index for owner, index in taker.synapses if owner == weights[name]]
+                synapses[name].view(-1)[struck] = False
+        return alive, synapses
+
+    def _report(
+        self,
+        taker: Taker,
+        warnings: list[str],
+        survival: Mapping[str, Tensor],
+        use: Mapping[str, Tensor],
+        alive: Mapping[str, Tensor],
+    ) -> DevelopmentReport:
+        names = [g.name for g in self.graph.groups]
+        died: dict[str, list[int]] = {}
+        for owner, index in taker.units:
+            died.setdefault(names[owner], []).append(index)
+        isolated: dict[str, list[int]] = {}
+        for owner, index in taker.account.isolated:
+            isolated.setdefault(names[owner], []).append(index)
+        synapses: dict[str, int] = {}
+        for owner, _ in taker.synapses:
+            weight = taker.account.edges[owner].weight
+            synapses[weight] = synapses.get(weight, 0) + 1
+        return DevelopmentReport(
+            step=self.steps_taken,
+            progress=self.steps_taken / self.total_steps,
+            connectivity=taker.account.connectivity() / self._dense["connectivity"],
+            died_units=died,
+            isolated_units=isolated,
+            died_synapses=synapses,
+            capped=sorted(taker.bound),
+            skipped=sorted(taker.account.skipped),
+            warnings=warnings,
+            use=dict(use),
+            survival=dict(survival),
+            alive=dict(alive),
+        )
+
+    @torch.no_grad()
+    def _commit(self, decision: _Decision) -> DevelopmentReport:
+        self.survival, self.synapse_survival = decision.survival, decision.synapse_survival
+        self.alive, self.synapse_masks = decision.alive, decision.synapses
+        report = decision.report
+        if self.rule.permanent:
+            if report.deaths:
+                self._masks.update(dead_masks(self._parameters, self.graph, self.alive, self.synapse_masks))
+        else:
+            self._strike_weights()
+        for sums in self._sums.values():
+            sums.close()
+        self._arrivals.clear()
+        self._developments += 1
+        self._finished = self.rule.windowed and report.progress >= self.stop
+        for warning in report.warnings:
+            log.warning("%s (step %d)", warning, report.step)
+        return report
+
+    def _strike_weights(self) -> None:
+        """Rule `released`: rows and synapses are multiplied by the mask once; nothing keeps them from growing again."""
+        for layer in self._layers:
+            weight = self._parameters[layer.weight]
+            if layer.out_group in self.survival:
+                rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(weight.device)
+                weight[~rows] = 0
+            if layer.weight in self.synapse_masks:
+                weight.masked_fill_(~self.synapse_masks[layer.weight], 0)
+
+    # the learning rate ----------------------------------------------------------------------------------------------
+
+    def _rate(self) -> float:
+        return max((g["lr"] for o in self.optimizers for g in o.param_groups if "lr" in g), default=0.0)
+
+    def _watch_rate(self) -> None:
+        """Deaths during warm-up or after the rate has died away cannot be learned around: say so."""
+        rate, n = float(self._rate()), self.total_steps
+        self._peak_rate = max(self._peak_rate, rate)
+        before, now = (self.steps_taken - 1) / n, self.steps_taken / n
+        if self.rule.windowed and before < self.start <= now and rate > self._previous_rate:
+            log.warning("The learning rate still rises at start=%g: begin after its warm-up.", self.start)
+        if self.rule.windowed and before < self.stop <= now and rate < self._peak_rate / 4:
+            log.warning("The learning rate at stop=%g is under a quarter of its peak: stop earlier.", self.stop)
+        self._previous_rate = rate
+
+    # results ------------------------------------------------------------------------------------------------------
+
+    def connectivity(self) -> float:
+        """Living synapses / synapses of the dense network, over all convolution and linear weights."""
+        return self._account(self.alive, self.synapse_masks).connectivity() / self._dense["connectivity"]
+
+    def compact(self) -> nn.Module:
+        """An independent plain module without the dead units; the model and `dev` stay as they are.
+
+        Raises:
+            DPAPError: Rule `released`, whose masked units are not dead.
+        """
+        if not self.rule.permanent:
+            raise DPAPError(
+                f"Rule {self.rule.name!r} does not make a smaller network: its masked units live on between the masks.",
+                fix='use rule="dpap" or "paper".',
+            )
+        self._masks.apply()
+        return compacted(self.model, self.graph, self.alive)
+
+    def close(self) -> None:
+        """Remove every hook. The zeros stay; nothing guards them any more."""
+        self._observer.close()
+        self._masks.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs: tensors, numbers and None in nested dicts."""
+        return {
+            "rule": self.rule.name,
+            "total_steps": self.total_steps,
+            "steps_taken": self.steps_taken,
+            "last": self._last,
+            "developments": self._developments,
+            "blocks": self._blocks,
+            "watching": self._watching,
+            "finished": self._finished,
+            "peak_rate": self._peak_rate,
+            "previous_rate": self._previous_rate,
+            "dense": dict(self._dense),
+            "alive": dict(self.alive),
+            "survival": dict(self.survival),
+            "synapse_masks": dict(self.synapse_masks),
+            "synapse_survival": dict(self.synapse_survival),
+            "arrivals": {k: v.clone() for k, v in self._arrivals.items()},
+            "sums": {f"{weight}@{call}": sums.state_dict() for (weight, call), sums in self._sums.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the model's and the optimizer's own state are loaded apart, before or after.
+
+        Raises:
+            DPAPError: The state is of another rule, run or network; nothing is changed then.
+        """
+        self._check_state(state)
+        self.steps_taken, self._last = int(state["steps_taken"]), int(state["last"])
+        self._developments, self._blocks = int(state["developments"]), int(state["blocks"])
+        self._watching, self._finished = bool(state["watching"]), bool(state["finished"])
+        self._peak_rate, self._previous_rate = float(state["peak_rate"]), float(state["previous_rate"])
+        self._dense = dict(state["dense"])
+        for own in ("alive", "survival", "synapse_masks", "synapse_survival"):
+            current = getattr(self, own)
+            setattr(self, own, {k: state[own][k].clone().to(v.device, v.dtype) for k, v in current.items()})
+        self._arrivals = {k: v.clone() for k, v in state["arrivals"].items()}
+        self._sums = {}
+        for layer in self._layers:
+            saved = state["sums"].get(f"{layer.weight}@{layer.call}")
+            if saved is not None:
+                device = self._parameters[layer.weight].device
+                sums = self._new_sums(layer, saved["y"].dtype, device)
+                sums.load_state_dict({k: v.to(device) if isinstance(v, Tensor) else v for k, v in saved.items()})
+                self._sums[(layer.weight, layer.call)] = sums
+        if self.rule.permanent:
+            self._masks.update(dead_masks(self._parameters, self.graph, self.alive, self.synapse_masks))
+
+    def _check_state(self, state: Mapping[str, Any]) -> None:
+        for key, own in (("rule", self.rule.name), ("total_steps", self.total_steps)):
+            if state.get(key) != own:
+                raise DPAPError(f"The saved state is of a run with {key} {state.get(key)!r}; this one has {own!r}.")
+        for key in ("alive", "survival", "synapse_masks", "synapse_survival"):
+            own = {k: tuple(v.shape) for k, v in getattr(self, key).items()}
+            saved = {k: tuple(v.shape) for k, v in state[key].items()}
+            if own != saved:
+                different = sorted(set(own.items()) ^ set(saved.items()))[0][0]
+                raise DPAPError(
+                    f"The saved state is of another network: {key} of {different} is {saved.get(different)}, here {own.get(different)}.",
+                    fix="build the model and DPAP as in the saved run, then load.",
+                )
+
+    def __repr__(self) -> str:
+        lines = [f"DPAP(rule={self.rule.name!r}, step {self.steps_taken} of {self.total_steps}, connectivity {self.connectivity():.4f})"]
+        for group in self.graph.groups:
+            lines += _described(group, int(self.alive[group.name].sum()), self.graph)
+        for layer in self._synaptic:
+            mask = self._living_synapses(layer)
+            lines.append(f"  synapses of {layer.weight}: {int(mask.sum())} of {mask.numel()} alive")
+        if self.graph.ignored:
+            lines.append(f"  ignored: {', '.join(self.graph.ignored)}")
+        return "\n".join(lines)
+
+
+def _described(group: UnitGroup, alive: int, graph: Graph) -> list[str]:
+    """A group in print: its state, what produces and reads it, where it is seen."""
+    state = f"protected ({group.protected})" if group.protected else f"{alive} of {group.units} alive"
+    lines = [f"  {group.name}: {group.units} units, {state}"]
+    for title, pieces in (("made by", group.producers), ("read by", group.consumers)):
+        if pieces:
+            lines.append(f"    {title} " + ", ".join(f"{p.tensor}[{p.axis}]" for p in pieces))
+    if group.sites:
+        lines.append("    seen at " + ", ".join(f"{s} ({s.layout})" for s in group.sites))
+    return lines
+
+
+def _sum_dtype(parameters: Mapping[str, Tensor]) -> torch.dtype:
+    """Survival in float32, in float64 when the model is."""
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters.values()) else torch.float32
+
+
+def _check_schedule(
+    total_steps: int, start: float, stop: float, memory: float, development_steps: int, observe_every: int, shrink: str, rule: Rule
+) -> None:
+    for name, value in (("total_steps", total_steps), ("development_steps", development_steps), ("observe_every", observe_every)):
+        if not isinstance(value, int) or value < 1:
+            raise DPAPError(f"{name}={value!r} is no count.", fix="give an integer of at least 1.")
+    if shrink != "never":
+        raise DPAPError(f"shrink={shrink!r} is not available.", fix='use shrink="never" and compact() at the end.')
+    if not 0 <= start < stop <= 1:
+        raise DPAPError(f"start={start}, stop={stop} is no window.", fix="give shares of the run with 0 <= start < stop <= 1.")
+    if not memory > 0:
+        raise DPAPError(f"memory={memory} is no share of the run.", fix="give a positive number such as 0.03.")
+    steps = min(development_steps, total_steps)
+    if rule.windowed and (stop - start) * steps < 1 - 1e-9:
+        raise DPAPError(
+            f"The window from {start} to {stop} holds less than one of the {steps} development steps.",
+            fix="widen the window, or call dev.step() more often (each iteration) with more development_steps.",
+        )

@@ -1,0 +1,1 @@
+"""What must shrink together, found out from the computation graph of a model."""

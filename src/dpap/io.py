@@ -1,0 +1,441 @@
+"""Files: safetensors and JSON only, written atomically. Nothing is ever unpickled.
+
+Two things are built on one codec: a saved network (`save`, `load`) and the state of a run (`write_state`,
+`read_state`). A tensor comes back with the strides it had, since another memory format picks another kernel and other
+bits; tensors that are one in memory are stored once and come back as one.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dpap.errors import DPAPError
+from dpap.graph.module_rules import follow, require_rule
+from dpap.models import MODELS, build, built_from
+
+TENSORS, MANIFEST = "model.safetensors", "manifest.json"
+FORMAT, FORMAT_VERSION = "dpap.model", 1
+STATE_TENSORS, STATE = "tensors.safetensors", "state.json"
+STATE_FORMAT, STATE_VERSION = "dpap.state", 1
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+# ---------------------------------------------------------------------------------------------------- a saved network
+
+
+def save(model: nn.Module, path: str | Path, *, alive: Mapping[str, Tensor] | None = None) -> None:
+    """Write a network to the folder `path`: `model.safetensors` and `manifest.json`.
+
+    The manifest says how to build the network (for the models of this library), the shape of each tensor in it and in
+    the dense network, and a hash of the tensors. Files of that name in the folder are replaced.
+
+    Args:
+        model: Any module; compacted, masked or dense.
+        path: A folder; made if it is not there.
+        alive: `dev.alive`, to keep on record which units of each group of the dense network are left.
+
+    Raises:
+        DPAPError: the folder cannot be written. What was there before stays as it was.
+    """
+    folder = Path(path)
+    packed = _Packed()
+    names = {name: packed.add(tensor, name) for name, tensor in _tensors(model).items()}
+    data = packed.data()
+    dense = _dense_shapes(model)
+    made = built_from(model)
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "dpap_version": dpap_version(),
+        "built_from": asdict(made) if made else None,
+        "tensors": {
+            name: {"stored_as": key, "shape": packed.shape(key), "dense_shape": dense.get(name)}
+            for name, key in names.items()
+        },
+        "strides": packed.strides,
+        "kept_units": {
+            group: {"of": len(units), "kept": units.nonzero().flatten().tolist()}
+            for group, units in (alive or {}).items()
+        },
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / TENSORS, data)
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The network that `save` wrote.
+
+    Args:
+        path: The folder.
+        model: A network to load into, in place: of the saved widths, or dense; a dense one is cut to the saved widths
+            first (parameters that change shape become new ones: make the optimizer afterwards). Without it, the network
+            is built from the manifest, which needs one of this library's models.
+
+    Returns:
+        `model`, or the new network in evaluation mode.
+
+    Raises:
+        DPAPError: a missing, damaged or foreign file, or a network that does not fit; `model` is untouched then.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder / MANIFEST, FORMAT, FORMAT_VERSION)
+    tensors = _read_tensors(folder / TENSORS, manifest)
+    try:
+        entries = manifest["tensors"]
+        values = {name: tensors[entry["stored_as"]] for name, entry in entries.items()}
+        dense = {name: entry["dense_shape"] for name, entry in entries.items()}
+        made = manifest["built_from"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(folder / MANIFEST, f"{error} is missing or not as it should be") from error
+    if model is not None:
+        return _fill(model, values, dense, folder)
+    return _fill(_rebuild(made, folder), values, dense, folder, keep_dtype=True).eval()
+
+
+def kept_units(path: str | Path) -> dict[str, tuple[int, list[int]]]:
+    """Of each group on record when `save` was called: units of the dense network, and the indices that are left."""
+    manifest = _read_manifest(Path(path) / MANIFEST, FORMAT, FORMAT_VERSION)
+    return {group: (int(entry["of"]), list(entry["kept"])) for group, entry in manifest["kept_units"].items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    state: dict[str, Any] = model.state_dict(keep_vars=True)
+    extra = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if extra:
+        raise DPAPError(
+            f"The state of the model holds something that is no tensor: {', '.join(extra)}.",
+            fix="keep such state out of the state_dict (get_extra_state); only tensors are saved",
+        )
+    return state
+
+
+def _dense_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Shapes of the network as it was built; empty for a network of another origin."""
+    made = built_from(model)
+    if made is None:
+        return {}
+    with torch.device("meta"):
+        dense = build(made.name, **made.arguments)
+    return {name: list(tensor.shape) for name, tensor in dense.state_dict().items()}
+
+
+def _rebuild(made: Any, folder: Path) -> nn.Module:
+    if made is None:
+        raise DPAPError(
+            "The saved network is not one of this library's models, so it cannot be built from the file alone.",
+            where=str(folder),
+            fix="make the dense network and pass it: dpap.load(path, model)",
+        )
+    try:
+        name, arguments = made["name"], dict(made["arguments"])
+        return build(name, **arguments)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(
+            folder / MANIFEST, f"built_from does not describe one of the models {', '.join(MODELS)}"
+        ) from error
+
+
+def _fill(
+    model: ModelT, values: Mapping[str, Tensor], dense: Mapping[str, Any], folder: Path, *, keep_dtype: bool = False
+) -> ModelT:
+    """Put `values` into `model`, cutting it where they are smaller. All is checked before anything is changed."""
+    present = _tensors(model)
+    if present.keys() != values.keys():
+        raise DPAPError(
+            "The network has other tensors than the saved one: "
+            f"missing in the file {_some(present.keys() - values.keys())}, missing in the network "
+            f"{_some(values.keys() - present.keys())}.",
+            where=str(folder),
+            fix="pass the network that was saved, dense or of the saved widths",
+        )
+    resized = []
+    for name, value in values.items():
+        if value.shape == present[name].shape:
+            continue
+        wide = present[name].shape
+        fits = len(value.shape) == len(wide) and all(a <= b for a, b in zip(value.shape, wide, strict=True))
+        if not fits or (dense[name] is not None and list(wide) != dense[name]):
+            raise DPAPError(
+                f"{name} has shape {tuple(wide)} in the network; the saved one has {tuple(value.shape)}"
+                + (f", cut from {tuple(dense[name])}." if dense[name] is not None else "."),
+                where=str(folder),
+                fix="pass the dense network that was pruned, or one of the saved widths",
+            )
+        owner = name.rpartition(".")[0]
+        require_rule(model.get_submodule(owner), owner)
+        resized.append(name)
+    replaced: dict[int, Tensor] = {}
+    for name, value in values.items():
+        dtype = value.dtype if keep_dtype else present[name].dtype
+        _put(model, name, present[name], value.to(dtype), replaced)
+    for owner in sorted({name.rpartition(".")[0] for name in resized}):
+        follow(model.get_submodule(owner), owner)
+    return model
+
+
+def _put(model: nn.Module, name: str, old: Tensor, value: Tensor, replaced: dict[int, Tensor]) -> None:
+    """In place where the layout in memory is the same; else a new tensor takes the name, one for tied names."""
+    if (old.shape, old.stride(), old.dtype) == (value.shape, value.stride(), value.dtype):
+        with torch.no_grad():
+            old.copy_(value)
+        return
+    if id(old) not in replaced:
+        new = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=old.device).copy_(value)
+        replaced[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+    path, _, leaf = name.rpartition(".")
+    owner, tensor = model.get_submodule(path), replaced[id(old)]
+    if isinstance(tensor, nn.Parameter):
+        owner._parameters[leaf] = tensor
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def _some(names: Any) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
+
+
+# ------------------------------------------------------------------------------------------------- the state of a run
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a tree of dicts, lists, plain values and tensors as the new folder `folder`, all or nothing.
+
+    Raises:
+        DPAPError: no space, no permission; nothing is left behind.
+        TypeError: a value of another type.
+    """
+    packed = _Packed()
+    tree = _encode(state, packed)
+    data = packed.data()
+    description = {
+        "format": STATE_FORMAT,
+        "format_version": STATE_VERSION,
+        "strides": packed.strides,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "state": tree,
+    }
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write_atomic(staging / STATE_TENSORS, data)
+        write_atomic(staging / STATE, json.dumps(description).encode())
+        with writing(folder):
+            staging.chmod(0o755)
+            staging.rename(folder)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What `write_state` wrote, tensors on the CPU.
+
+    Raises:
+        DPAPError: a file is missing, damaged or foreign.
+    """
+    description = _read_manifest(folder / STATE, STATE_FORMAT, STATE_VERSION)
+    tensors = _read_tensors(folder / STATE_TENSORS, description)
+    try:
+        state = _decode(description["state"], tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(folder / STATE, f"{error} is missing or not as it should be") from error
+    if not isinstance(state, dict):
+        raise _damaged(folder / STATE, "it holds no mapping")
+    return state
+
+
+def _encode(value: Any, packed: _Packed) -> Any:
+    """JSON has no tensors, tuples or keys that are no strings: those become objects with one entry, named `$...`."""
+    if isinstance(value, Tensor):
+        return {"$tensor": packed.add(value)}
+    if isinstance(value, Mapping):
+        return {"$map": [[_encode(key, packed), _encode(inner, packed)] for key, inner in value.items()]}
+    if isinstance(value, tuple):
+        return {"$tuple": [_encode(inner, packed) for inner in value]}
+    if isinstance(value, list):
+        return [_encode(inner, packed) for inner in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a state holds a {type(value).__name__}; only tensors and plain values can be written")
+
+
+def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decode(inner, tensors) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "$tensor":
+        return tensors[inner]
+    if kind == "$tuple":
+        return tuple(_decode(entry, tensors) for entry in inner)
+    if kind == "$map":
+        return {_decode(key, tensors): _decode(entry, tensors) for key, entry in inner}
+    raise ValueError(f"an entry of kind {kind}")
+
+
+# ----------------------------------------------------------------------------------------------------------- the codec
+
+
+class _Packed:
+    """Tensors on their way into one safetensors file."""
+
+    def __init__(self) -> None:
+        self.strides: dict[str, list[int]] = {}
+        """Of each tensor that is not plainly contiguous."""
+        self._stored: dict[str, Tensor] = {}
+        self._keys: dict[tuple[object, ...], str] = {}
+        self._originals: list[Tensor] = []
+        """Kept so that no address is used twice while we compare addresses."""
+
+    def add(self, tensor: Tensor, name: str | None = None) -> str:
+        """The key the tensor is stored under; the same for a tensor that is the same memory."""
+        tensor = tensor.detach()
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and place in self._keys:
+            return self._keys[place]
+        key = name if name is not None else str(len(self._stored))
+        self._keys[place] = key
+        if tensor.stride() != _plain_stride(tensor.shape) and _is_dense(tensor.shape, tensor.stride()):
+            self.strides[key] = list(tensor.stride())
+        stored = tensor.cpu().contiguous()
+        if (
+            stored.untyped_storage().nbytes() != stored.nbytes
+        ):  # part of a larger tensor: safetensors wants its own memory
+            stored = stored.clone()
+        self._stored[key] = stored
+        self._originals.append(tensor)
+        return key
+
+    def shape(self, key: str) -> list[int]:
+        return list(self._stored[key].shape)
+
+    def data(self) -> bytes:
+        return safetensors.torch.save(self._stored)
+
+
+def _plain_stride(shape: torch.Size) -> tuple[int, ...]:
+    return torch.empty(shape, device="meta").stride()
+
+
+def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """No gaps and no overlaps, in any order of the axes."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _read_manifest(path: Path, kind: str, newest: int) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DPAPError(f"The file cannot be read: {error.strerror}.", where=str(path)) from error
+    except ValueError as error:
+        raise _damaged(path, "it is not JSON") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != kind:
+        raise _damaged(path, f"it is not a {kind} file")
+    number = manifest.get("format_version")
+    if not isinstance(number, int) or not 1 <= number <= newest:
+        raise DPAPError(
+            f"The file has format version {number}; this dpap {dpap_version()} reads 1 to {newest}.",
+            where=str(path),
+            fix="read it with the dpap that wrote it, or a newer one",
+        )
+    return manifest
+
+
+def _read_tensors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DPAPError(f"The file cannot be read: {error.strerror}.", where=str(path)) from error
+    if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
+        raise _damaged(path, "its hash is not the one in the file beside it; it was cut short, changed or swapped")
+    try:
+        tensors = safetensors.torch.load(data)
+        for key, stride in manifest["strides"].items():
+            stored = tensors[key]
+            if not _is_dense(stored.shape, stride):
+                raise ValueError(f"tensor {key} has strides {stride}")
+            tensors[key] = torch.empty_strided(stored.shape, stride, dtype=stored.dtype).copy_(stored)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise _damaged(path, str(error)) from error
+    return tensors
+
+
+def _damaged(path: Path, why: str) -> DPAPError:
+    return DPAPError(f"The file is damaged or not ours: {why}.", where=str(path), fix="use another copy of it")
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+class writing:
+    """Turns what the system says about a full or read-only disk into one clear error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise DPAPError(
+                f"The file cannot be written: {error.strerror or error}.",
+                where=str(self.path),
+                fix="free some space and go on from the last checkpoint" if full else "choose a place you may write to",
+            ) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old content or the new, never a part.
+
+    Raises:
+        DPAPError: no space or no permission; what was there stays, and no part of the new is left behind.
+    """
+    with writing(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def dpap_version() -> str:
+    """The installed version; "unknown" when run from a copy that is not installed."""
+    try:
+        return version("dpap")
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,45 @@
+"""Networks by name. They are plain PyTorch and know nothing of pruning.
+
+`build` remembers on the model how it was made, so that a saved network can be rebuilt without a recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from dpap.errors import unknown_name
+from dpap.models.convnet import NEURONS, POOLS, READOUTS, SURROGATES, ConvNet
+
+MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"convnet": ConvNet})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltFrom:
+    """How to make the dense model again: `build(name, **arguments)`."""
+
+    name: str
+    arguments: dict[str, Any]
+    """Plain values only, so that they go to JSON."""
+
+
+def build(name: str, **arguments: Any) -> nn.Module:
+    """The model of that name; `built_from(model)` tells later how it was made."""
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    model = MODELS[name](**arguments)
+    model._dpap_built_from = BuiltFrom(name=name, arguments=dict(arguments))  # type: ignore[assignment]
+    return model
+
+
+def built_from(model: nn.Module) -> BuiltFrom | None:
+    """How `build` made this model or the one it was copied from; None for a model of another origin."""
+    made = getattr(model, "_dpap_built_from", None)
+    return made if isinstance(made, BuiltFrom) else None
+
+
+__all__ = ["MODELS", "NEURONS", "POOLS", "READOUTS", "SURROGATES", "BuiltFrom", "ConvNet", "build", "built_from"]

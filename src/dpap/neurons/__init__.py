@@ -1,0 +1,19 @@
+"""Spiking neurons on (T, B, ...): modules, the functions behind them, surrogates, and encoding in time."""
+
+from dpap.neurons.encoding import Repeat, over_time
+from dpap.neurons.modules import IF, LIF, PLIF, SpikingNeuron
+from dpap.neurons.surrogate import ArcTan, QuadraticGate, Rectangular, Sigmoid, Surrogate
+
+__all__ = [
+    "IF",
+    "LIF",
+    "PLIF",
+    "ArcTan",
+    "QuadraticGate",
+    "Rectangular",
+    "Repeat",
+    "Sigmoid",
+    "SpikingNeuron",
+    "Surrogate",
+    "over_time",
+]

@@ -1,0 +1,510 @@
+"""Spiking neurons as functions: one time step (`if_step`, `lif_step`, `plif_step`) and whole sequences.
+
+With r = v_reset (0 for a soft reset) and v[0] = r, a step is
+
+    charge   IF: h = v + x            LIF: h = v + (x - (v - r)) / tau        PLIF: 1 / tau = sigmoid(w)
+    fire     s = 1 where h >= v_threshold, else 0
+    reset    hard: v = h (1 - s) + v_reset s              soft (v_reset is None): v = h - v_threshold s
+
+A sequence has the result of calling the step T times, and one autograd node for all of it: it keeps its input alone, and its
+backward runs the membrane forward again and then the recurrence of the gradient backward, on pieces small enough to
+stay in the processor's cache over all T steps. With e = dL/ds[t] from the layers above and q[t] = dL/dv[t],
+
+    dL/ds = e + q dv/ds        dv/ds = v_reset - h (hard), -v_threshold (soft), 0 (detached)
+    dL/dh = q dv/dh + g'(h - v_threshold) dL/ds                   dv/dh = 1 - s (hard), 1 (soft)
+    dL/dx = k dL/dh        q[t-1] = (1 - k) dL/dh                 k = 1 / tau; for IF both factors are 1
+
+so that dL/dh[t] = q A + e g' with A = dv/dh + g' dv/ds.
+
+All functions compute in float32 when the input is float16 or bfloat16, and spikes have the input's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from dpap.errors import DPAPError
+from dpap.neurons import surrogate as surrogates
+from dpap.neurons.surrogate import Surrogate
+
+# Elements of one step that one thread works on at a time: about ten such buffers of float32 fit its share of the cache.
+PIECE = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firing:
+    """What is common to all neurons: when they fire and how they reset.
+
+    Raises:
+        DPAPError: The threshold is not above the reset potential, or not a finite number.
+    """
+
+    v_threshold: float = 1.0
+    v_reset: float | None = 0.0
+    detach_reset: bool = False
+    surrogate: Surrogate = surrogates.DEFAULT
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.v_threshold) and math.isfinite(self.rest)):
+            raise DPAPError(f"v_threshold={self.v_threshold} and v_reset={self.v_reset} must be finite numbers.")
+        if self.v_threshold <= self.rest:
+            raise DPAPError(
+                f"v_threshold={self.v_threshold} is not above "
+                + ("0, where a neuron with soft reset starts." if self.v_reset is None else f"v_reset={self.v_reset}."),
+                fix="a neuron at rest must be below its threshold: raise v_threshold or lower v_reset",
+            )
+
+    @property
+    def rest(self) -> float:
+        """The potential at the start, towards which a LIF neuron leaks."""
+        return 0.0 if self.v_reset is None else self.v_reset
+
+
+def if_step(
+    x: Float[Tensor, " B *N"],
+    v: Float[Tensor, " B *N"] | None = None,
+    *,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    detach_reset: bool = False,
+    surrogate: Surrogate = surrogates.DEFAULT,
+    alpha: Tensor | None = None,
+) -> tuple[Float[Tensor, " B *N"], Float[Tensor, " B *N"]]:
+    """One step of an integrate-and-fire neuron.
+
+    Args:
+        x: Input of this step.
+        v: Membrane potential after the last step; None at the start.
+        v_threshold: Fires at or above it; must be above `v_reset`.
+        v_reset: Potential after a spike; None subtracts the threshold instead (soft reset).
+        detach_reset: Whether the spike is a constant in the reset as far as the gradient is concerned.
+        surrogate: Gradient of the spike.
+        alpha: 0-d tensor that replaces the surrogate's slope (learned slope).
+
+    Returns:
+        Spikes in the dtype of `x`, and the membrane potential after the reset (float32 or float64).
+
+    Raises:
+        DPAPError: A constant is outside its range, or `x` is not floating point.
+
+    >>> spike, v = if_step(torch.tensor([[0.75, 1.25]]), torch.tensor([[0.5, -0.5]]))
+    >>> spike.tolist(), v.tolist()
+    ([[1.0, 0.0]], [[0.0, 0.75]])
+    """
+    firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
+    return step(x, v, None, alpha, firing)
+
+
+def lif_step(
+    x: Float[Tensor, " B *N"],
+    v: Float[Tensor, " B *N"] | None = None,
+    tau: float | Tensor = 2.0,
+    *,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    detach_reset: bool = False,
+    surrogate: Surrogate = surrogates.DEFAULT,
+    alpha: Tensor | None = None,
+) -> tuple[Float[Tensor, " B *N"], Float[Tensor, " B *N"]]:
+    """One step of a leaky integrate-and-fire neuron; arguments and results as in `if_step`.
+
+    Args:
+        tau: Membrane time constant in steps, >= 1; a number, a 0-d tensor or one entry per channel (axis 1 of `x`).
+
+    >>> spike, v = lif_step(torch.tensor([[1.5, 1.0]]), torch.tensor([[0.5, 0.5]]), tau=2.0)
+    >>> spike.tolist(), v.tolist()
+    ([[1.0, 0.0]], [[0.0, 0.75]])
+    """
+    firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
+    return step(x, v, rate_of_tau(tau), alpha, firing)
+
+
+def plif_step(
+    x: Float[Tensor, " B *N"],
+    v: Float[Tensor, " B *N"] | None,
+    w: Tensor,
+    *,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    detach_reset: bool = False,
+    surrogate: Surrogate = surrogates.DEFAULT,
+    alpha: Tensor | None = None,
+) -> tuple[Float[Tensor, " B *N"], Float[Tensor, " B *N"]]:
+    """One step of a LIF neuron with 1 / tau = sigmoid(w), `w` 0-d or one entry per channel (axis 1); else as `if_step`."""
+    firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
+    return step(x, v, torch.sigmoid(w), alpha, firing)
+
+
+def if_sequence(
+    x: Float[Tensor, "T B *N"],
+    *,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    detach_reset: bool = False,
+    surrogate: Surrogate = surrogates.DEFAULT,
+    alpha: Tensor | None = None,
+) -> Float[Tensor, "T B *N"]:
+    """T steps of `if_step` from rest, as one autograd node; returns the spikes.
+
+    >>> if_sequence(torch.tensor([0.5, 0.25, 0.25, 1.0]).view(4, 1, 1)).flatten().tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
+    return sequence(x, None, alpha, firing)
+
+
+def lif_sequence(
+    x: Float[Tensor, "T B *N"],
+    tau: float | Tensor = 2.0,
+    *,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    detach_reset: bool = False,
+    surrogate: Surrogate = surrogates.DEFAULT,
+    alpha: Tensor | None = None,
+) -> Float[Tensor, "T B *N"]:
+    """T steps of `lif_step` from rest, as one autograd node; returns the spikes. `tau` per channel: axis 2 of `x`.
+
+    >>> lif_sequence(torch.tensor([1.0, 1.0, 2.0, 2.0]).view(4, 1, 1)).flatten().tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
+    return sequence(x, rate_of_tau(tau), alpha, firing)
+
+
+def plif_sequence(
+    x: Float[Tensor, "T B *N"],
+    w: Tensor,
+    *,
+    v_threshold: float = 1.0,
+    v_reset: float | None = 0.0,
+    detach_reset: bool = False,
+    surrogate: Surrogate = surrogates.DEFAULT,
+    alpha: Tensor | None = None,
+) -> Float[Tensor, "T B *N"]:
+    """T steps of `plif_step` from rest, as one autograd node; returns the spikes. `w` per channel: axis 2 of `x`."""
+    firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
+    return sequence(x, torch.sigmoid(w), alpha, firing)
+
+
+def rate_of_tau(tau: float | Tensor) -> float | Tensor:
+    """k = 1 / tau, the share of the way to its input that the membrane goes in a step; `tau` below 1 raises DPAPError."""
+    if isinstance(tau, Tensor):  # a value inside a graph is not looked at
+        return tau.reciprocal()
+    if not (tau >= 1 and math.isfinite(tau)):
+        raise DPAPError(
+            f"The time constant tau={tau} of a LIF neuron is below 1 step or not finite.",
+            fix="pass tau >= 1 (at 1 the neuron forgets at once), or use IF for a neuron without leak",
+        )
+    return 1.0 / tau
+
+
+def step(
+    x: Tensor, v: Tensor | None, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing
+) -> tuple[Tensor, Tensor]:
+    """One step of any neuron; `rate` is k = 1 / tau, None without leak. See `if_step`."""
+    dtype = state_dtype(x)
+    current = x.to(dtype)
+    if v is None:
+        v = torch.full_like(current, firing.rest)
+    if rate is None:
+        h = v + current
+    else:
+        k = along_channels(rate, current, axis=1)
+        h = torch.lerp(v, current + firing.rest if firing.rest else current, k)
+    spike = firing.surrogate.spike(h - firing.v_threshold, None if alpha is None else alpha.to(dtype))
+    fired = spike.detach() if firing.detach_reset else spike
+    if firing.v_reset is None:
+        v = h - firing.v_threshold * fired
+    else:
+        v = h - h * fired
+        if firing.v_reset:
+            v = v + firing.v_reset * fired
+    return spike.to(x.dtype), v
+
+
+def sequence(x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing) -> Tensor:
+    """T steps of any neuron from rest; `rate` is k = 1 / tau, None without leak. See `if_sequence`."""
+    if x.ndim < 2 or x.shape[0] < 1:
+        raise DPAPError(
+            f"A spiking neuron was given an input of shape {tuple(x.shape)}, without a step of time.",
+            fix="pass (T, B, ...) with T >= 1; put dpap.neurons.Repeat(T) before the neuron for a constant input",
+        )
+    state_dtype(x)
+    if isinstance(rate, Tensor):
+        along_channels(rate, x, axis=2)
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():  # a plain graph, for whoever reads it next
+        return plain_sequence(x, rate, alpha, firing)
+    spikes: Tensor = _Sequence.apply(x, rate, alpha, firing)  # type: ignore[no-untyped-call]
+    return spikes
+
+
+def plain_sequence(x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing) -> Tensor:
+    """The same by a loop over `step`: what `torch.export` and `torch.compile` see. An exported one has no gradient."""
+    spikes, v = [], None
+    for x_t in x.unbind(0):
+        spike, v = step(x_t, v, rate, alpha, firing)
+        spikes.append(spike)
+    return torch.stack(spikes)
+
+
+def state_dtype(x: Tensor) -> torch.dtype:
+    """float64 for a float64 input, else float32; not floating point raises DPAPError."""
+    if not x.dtype.is_floating_point:
+        raise DPAPError(
+            f"A spiking neuron was given an input of dtype {x.dtype}.", fix="convert it first, for example x.float()"
+        )
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def along_channels(rate: float | Tensor, x: Tensor, *, axis: int) -> float | Tensor:
+    """`rate` in the state's dtype, shaped to broadcast along `axis` of `x`; a wrong number of channels raises DPAPError."""
+    if not isinstance(rate, Tensor):
+        return rate
+    rate = rate.to(state_dtype(x))
+    if rate.ndim == 0:
+        return rate
+    if rate.ndim != 1 or x.ndim <= axis or x.shape[axis] != rate.shape[0]:
+        raise DPAPError(
+            f"A neuron with time constants of shape {tuple(rate.shape)} was given an input of shape {tuple(x.shape)}.",
+            fix=f"its axis {axis} must have {rate.shape[0]} channels; pass the right `channels` to the neuron",
+        )
+    return rate.view(-1, *(1,) * (x.ndim - axis - 1))
+
+
+class _Sequence(torch.autograd.Function):
+    """One node for T steps. Saves its input alone: what backward needs besides is cheaper to compute again than to store."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing) -> Tensor:
+        ctx.rate, ctx.firing = rate, firing
+        ctx.save_for_backward(x, rate if isinstance(rate, Tensor) else None, alpha)
+        frame = _Frame(x, rate)
+        return frame.restore(_fire(frame, firing))
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        x, rate, alpha = ctx.saved_tensors
+        frame = _Frame(x, ctx.rate if rate is None else rate)
+        needs_rate, needs_slope = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        grads = _backpropagate(frame, grad, alpha, ctx.firing, needs_rate=needs_rate, needs_slope=needs_slope)
+        grad_x, grad_rate, grad_alpha = grads
+        return (
+            frame.restore(grad_x) if ctx.needs_input_grad[0] else None,
+            None if grad_rate is None else grad_rate.to(rate.dtype),
+            None if grad_alpha is None else grad_alpha.to(alpha.dtype),
+            None,
+        )
+
+
+class _Frame:
+    """A sequence as (T, M, ...) whose steps lie contiguous in memory, and how to get back to its shape.
+
+    Elements are independent, so the axes after time are taken in the order in which they lie in memory (channels_last needs
+    no copy); the time axis may have any stride, 0 included (a constant input is not copied). (T, elements) where all share
+    one rate; (T, B, features) where channels have their own, which `k` then gives per feature.
+    """
+
+    def __init__(self, x: Tensor, rate: float | Tensor | None) -> None:
+        per_channel = isinstance(rate, Tensor) and rate.ndim == 1
+        axes = sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))
+        if not x[0].permute([axis - 1 for axis in axes]).is_contiguous() or (per_channel and axes[0] != 1):
+            axes = list(range(1, x.ndim))
+        self.shape, self.axes, self.dtype = x.shape, [0, *axes], state_dtype(x)
+        self.rows = x.shape[1] if per_channel else -1
+        self.x = self.arrange(x)
+        self.k: float | Tensor | None
+        if per_channel:
+            assert isinstance(rate, Tensor)
+            k = along_channels(rate.detach(), x, axis=2)
+            assert isinstance(k, Tensor)
+            self.k = self._features(k.expand(x.shape[2:])).contiguous().flatten()
+        else:
+            self.k = None if rate is None else float(rate)
+
+    def _features(self, per_feature: Tensor) -> Tensor:
+        return per_feature.permute([axis - 2 for axis in self.axes[2:]])
+
+    def arrange(self, sequence: Tensor) -> Tensor:
+        """A tensor of the sequence's shape as (T, M, ...), copied only if it lies otherwise in memory."""
+        permuted = sequence.permute(self.axes)
+        if not permuted[0].is_contiguous():
+            permuted = permuted.contiguous()
+        if self.rows < 0:
+            return permuted.flatten(1) if permuted[0].numel() == 0 else permuted.view(self.shape[0], -1)
+        return permuted.view(self.shape[0], self.rows, math.prod(self.shape[2:]))
+
+    def restore(self, arranged: Tensor) -> Tensor:
+        """Back to the sequence's shape, the layout in memory kept."""
+        inverse = [self.axes.index(axis) for axis in range(len(self.axes))]
+        return arranged.view([self.shape[axis] for axis in self.axes]).permute(inverse)
+
+    def sum_channels(self, per_feature: Tensor) -> Tensor:
+        """(features,) as arranged -> (C,)."""
+        inner = self.axes[2:]
+        per_feature = per_feature.view([self.shape[axis] for axis in inner])
+        others = [place for place, axis in enumerate(inner) if axis != 2]
+        return per_feature.sum(others) if others else per_feature
+
+    def new(self) -> Tensor:
+        return torch.empty((self.shape[0], *self.x.shape[1:]), dtype=self.x.dtype, device=self.x.device)
+
+    def piece(self) -> int:
+        """Entries of axis 1 to work on at a time: all of them on a GPU, where every launch costs and no cache is to be kept."""
+        if self.x.device.type != "cpu":
+            return max(1, self.x.shape[1])
+        per_entry = 1 if self.rows < 0 else max(1, self.x.shape[2])
+        return max(1, PIECE * torch.get_num_threads() // per_entry)
+
+    def pieces(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
+        size = self.piece()
+        return map(list, zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True))
+
+    def buffer(self, steps: int) -> Tensor:
+        shape = (steps, min(self.piece(), self.x.shape[1]), *self.x.shape[2:])
+        return torch.empty(shape, dtype=self.dtype, device=self.x.device)
+
+    def scalar(self, value: float) -> Tensor:
+        """A 0-d tensor: comparing with one skips a conversion at each call that comparing with a number makes."""
+        return torch.full((), value, dtype=self.dtype, device=self.x.device)
+
+
+def _charge(v: Tensor, x: Tensor, k: float | Tensor | None, rest: float, out: Tensor) -> None:
+    """h of this step into `out`, which may be `v`."""
+    if k is None:
+        torch.add(v, x, out=out)
+    else:
+        torch.lerp(v, x + rest if rest else x, k, out=out)
+
+
+def _fire(frame: _Frame, firing: Firing) -> Tensor:
+    """The spikes of a sequence, arranged as the frame."""
+    spikes = frame.new()
+    low = spikes.dtype != frame.dtype
+    state, threshold = frame.buffer(1)[0], frame.scalar(firing.v_threshold)
+    scratch = frame.buffer(1)[0] if low else state
+    last = frame.shape[0] - 1
+    for xs, outs in frame.pieces(frame.x, spikes):
+        v, s = state[: xs.shape[1]], scratch[: xs.shape[1]]
+        v.fill_(firing.rest)
+        for t, (x_t, out_t) in enumerate(zip(xs.unbind(0), outs.unbind(0), strict=True)):
+            _charge(v, x_t.to(frame.dtype), frame.k, firing.rest, out=v)
+            spike = torch.ge(v, threshold, out=s if low else out_t)
+            if low:
+                out_t.copy_(spike)
+            if t == last:
+                break
+            if firing.v_reset is None:
+                v.sub_(spike, alpha=firing.v_threshold)
+            else:
+                v.addcmul_(v, spike, value=-1)
+                if firing.v_reset:
+                    v.add_(spike, alpha=firing.v_reset)
+    return spikes
+
+
+class _Backward:
+    """Gradients of one sequence, piece by piece: of the input into `run`'s `out`, of the rate and the slope summed here."""
+
+    def __init__(self, frame: _Frame, firing: Firing, slope: float, *, needs_rate: bool, needs_slope: bool) -> None:
+        self.firing, self.slope, self.k = firing, slope, frame.k
+        one_rate = not isinstance(frame.k, Tensor)
+        # dL/dx = k dL/dh is folded into the recurrence when k is a number and dL/dh itself is not asked for.
+        self.folded = one_rate and not needs_rate and not needs_slope
+        self.scale = frame.k if self.folded and isinstance(frame.k, float) else 1.0
+        self.keep = 1.0 - frame.k if isinstance(frame.k, float) else 1.0
+        steps = frame.shape[0]
+        self.h, self.gate, self.alive = frame.buffer(steps), frame.buffer(steps), frame.buffer(steps - 1)
+        self.v, self.zero, self.threshold = frame.buffer(1)[0], frame.scalar(0), frame.scalar(firing.v_threshold)
+        self.drive = frame.buffer(steps) if needs_rate else None
+        self.grad_rate = torch.zeros_like(frame.k if isinstance(frame.k, Tensor) else self.zero) if needs_rate else None
+        self.grad_slope = torch.zeros_like(self.zero) if needs_slope else None
+
+    def run(self, x: Tensor, e: Tensor, out: Tensor) -> None:
+        """From the input and dL/ds of one piece, (T, ...), to dL/dx."""
+        firing, size = self.firing, x.shape[1]
+        h, gate, alive = self.h[:, :size], self.gate[:, :size], self.alive[:, :size]
+        self._recompute(x, h, alive)
+        torch.sub(h, self.threshold, out=gate)
+        by_slope = None if self.grad_slope is None else firing.surrogate.derivative_alpha(gate, self.slope)
+        firing.surrogate.derivative_(gate, self.slope)
+        if not firing.detach_reset:
+            if firing.v_reset is None:
+                alive.add_(gate[:-1], alpha=-firing.v_threshold)
+            else:
+                drop = h[:-1].sub_(firing.v_reset) if firing.v_reset else h[:-1]
+                alive.addcmul_(drop, gate[:-1], value=-1)
+        if isinstance(self.k, Tensor):
+            alive.mul_(1 - self.k)
+        torch.addcmul(self.zero, e, gate, value=self.scale, out=out)
+        for t in range(out.shape[0] - 2, -1, -1):
+            out[t].addcmul_(alive[t], out[t + 1], value=self.keep)
+        if by_slope is not None:
+            self._add_slope(by_slope, e, h, out)
+        if self.drive is not None and self.grad_rate is not None:
+            drive = self.drive[:, :size].mul_(out)
+            self.grad_rate += drive.sum() if self.grad_rate.ndim == 0 else drive.sum((0, 1))
+        if not self.folded and self.k is not None:
+            out.mul_(self.k)
+
+    def _recompute(self, x: Tensor, h: Tensor, alive: Tensor) -> None:
+        """Runs the membrane again: `h` before the reset, `alive` = dv/dh of a constant spike, `drive` = dh/dk."""
+        firing, v = self.firing, self.v[: x.shape[1]].fill_(self.firing.rest)
+        for t in range(x.shape[0]):
+            if self.drive is not None:
+                torch.sub(x[t], v, out=self.drive[t, : x.shape[1]])
+                if firing.rest:
+                    self.drive[t, : x.shape[1]].add_(firing.rest)
+            _charge(v, x[t], self.k, firing.rest, out=h[t])
+            if t == x.shape[0] - 1:
+                return
+            if firing.v_reset is None:
+                spike = torch.ge(h[t], self.threshold, out=alive[t])
+                torch.sub(h[t], spike, alpha=firing.v_threshold, out=v)
+                spike.fill_(1)
+            else:
+                torch.lt(h[t], self.threshold, out=alive[t])
+                if firing.v_reset:
+                    torch.mul(alive[t], -firing.v_reset, out=v).add_(firing.v_reset)
+                    v.addcmul_(h[t], alive[t])
+                else:
+                    torch.mul(h[t], alive[t], out=v)
+
+    def _add_slope(self, by_slope: Tensor, e: Tensor, h: Tensor, grad_h: Tensor) -> None:
+        """Adds the sum of dL/ds dg/dalpha; `h` is above v_reset here, as `run` left it."""
+        assert self.grad_slope is not None
+        self.grad_slope += (e * by_slope).sum()
+        if self.firing.detach_reset:
+            return
+        q = grad_h[1:] * ((1 - self.k) if isinstance(self.k, Tensor) else self.keep)
+        drop = self.firing.v_threshold if self.firing.v_reset is None else h[:-1]
+        self.grad_slope -= (q * drop * by_slope[:-1]).sum()
+
+
+def _backpropagate(
+    frame: _Frame, grad: Tensor, alpha: Tensor | None, firing: Firing, *, needs_rate: bool, needs_slope: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of the input (arranged as the frame), of the rate and of the slope."""
+    slope = firing.surrogate.alpha if alpha is None else float(alpha)
+    backward = _Backward(frame, firing, slope, needs_rate=needs_rate, needs_slope=needs_slope)
+    grad_x = frame.new()
+    for x, e, out in frame.pieces(frame.x, frame.arrange(grad), grad_x):
+        if out.dtype == frame.dtype:
+            backward.run(x, e, out)
+        else:
+            wide = torch.empty(out.shape, dtype=frame.dtype, device=out.device)
+            backward.run(x.to(frame.dtype), e.to(frame.dtype), wide)
+            out.copy_(wide)
+    grad_rate = backward.grad_rate
+    if grad_rate is not None and grad_rate.ndim:
+        grad_rate = frame.sum_channels(grad_rate)
+    return grad_x, grad_rate, backward.grad_slope

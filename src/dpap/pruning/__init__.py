@@ -1,0 +1,1 @@
+"""Death made real: masks that neither leak nor revive, and physical removal."""

@@ -1,0 +1,472 @@
+"""Who may die: floors, caps, isolation and targets, kept as an account that is exact after every single death.
+
+Victims are taken one at a time, each with the units it isolates (no living input or no living output left). A death that would
+take a protected unit's last living input, or isolate a unit of a group at its floor, is undone and reported.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dpap.errors import DPAPError, unknown_name
+from dpap.graph.group import Graph, IntArray, Layer
+from dpap.survival import scheduled_share, synapse_cap, unit_cap, unit_floor
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.floating[Any]]
+METRICS = ("connectivity", "macs", "parameters", "sops")
+
+
+class Victim(NamedTuple):
+    """A unit (synapse = -1, index = unit of group `owner`) or a synapse (flat index in weight number `owner`)."""
+
+    is_unit: bool
+    owner: int
+    index: int
+
+
+@dataclass
+class _Edge:
+    """All synapses of one weight, (O, I); a convolution's kernel is one synapse of `kernel` weights."""
+
+    weight: str
+    out_group: int
+    out_units: IntArray
+    in_groups: IntArray
+    """(I,): group behind each input entry, -1 for the network's input."""
+    in_units: IntArray
+    kernel: int
+    macs: int
+    """Per pair, all calls together."""
+    living: BoolArray
+    row: IntArray
+    col: IntArray
+
+
+@dataclass
+class Account:
+    """Living units and synapses of a network, and the counts that follow from them."""
+
+    graph: Graph
+    edges: list[_Edge]
+    alive: list[BoolArray]
+    floors: list[int]
+    protected: list[bool]
+    inputs: list[IntArray] = field(default_factory=list)
+    """Per group, per unit: living synapses that arrive; -1 where no layer drives the unit."""
+    outputs: list[IntArray] = field(default_factory=list)
+    """Per group, per unit: living synapses that leave; -1 where no layer reads the unit."""
+    arrivals: list[FloatArray | None] = field(default_factory=list)
+    """Per edge, (I,): spikes x positions that read them, per sample; only for a target of SOPs."""
+    isolated: list[tuple[int, int]] = field(default_factory=list)
+    skipped: set[str] = field(default_factory=set)
+    _journal: list[tuple[Any, Any, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls, graph: Graph, alive: Mapping[str, BoolArray], synapses: Mapping[str, BoolArray], *, floors: bool = True
+    ) -> Account:
+        """Open an account. `alive`: group -> (units,); `synapses`: weight -> (O, I), missing = all alive."""
+        number = {g.name: n for n, g in enumerate(graph.groups)}
+        living = [np.array(alive[g.name], dtype=bool) for g in graph.groups]
+        edges: dict[str, _Edge] = {}
+        for layer in graph.layers:
+            if layer.weight in edges:
+                edges[layer.weight].macs += layer.macs_per_synapse
+            else:
+                edges[layer.weight] = _edge(layer, number, synapses.get(layer.weight))
+        account = cls(
+            graph=graph,
+            edges=list(edges.values()),
+            alive=living,
+            floors=[unit_floor(g.units) if floors else 0 for g in graph.groups],
+            protected=[g.protected is not None for g in graph.groups],
+        )
+        account._count()
+        return account
+
+    def _count(self) -> None:
+        """Count all living synapses anew."""
+        self.inputs = [np.full(len(a), -1) for a in self.alive]
+        self.outputs = [np.full(len(a), -1) for a in self.alive]
+        for edge in self.edges:
+            edge.living &= self.alive[edge.out_group][edge.out_units][:, None] & _alive_inputs(edge, self.alive)
+            edge.row, edge.col = edge.living.sum(1), edge.living.sum(0)
+            arriving, leaving = self.inputs[edge.out_group], self.outputs
+            arriving[np.unique(edge.out_units)] = np.maximum(arriving[np.unique(edge.out_units)], 0)
+            np.add.at(arriving, edge.out_units, edge.row)
+            for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
+                mine = edge.in_groups == group
+                units = edge.in_units[mine]
+                leaving[group][units] = np.maximum(leaving[group][units], 0)
+                np.add.at(leaving[group], units, edge.col[mine])
+
+    # counts -------------------------------------------------------------------------------------------------------
+
+    def connectivity(self) -> int:
+        """Living synapses, in weights."""
+        return sum(int(edge.row.sum()) * edge.kernel for edge in self.edges)
+
+    def macs(self) -> int:
+        """Multiply-accumulates per sample of the network without its dead units; dead synapses are not left out."""
+        return sum(edge.macs * self._rows(edge) * self._cols(edge) for edge in self.edges)
+
+    def parameters(self) -> int:
+        """Parameters of the network without its dead units, but for those that belong to no unit."""
+        weights = sum(edge.kernel * self._rows(edge) * self._cols(edge) for edge in self.edges)
+        named = {edge.weight for edge in self.edges}
+        per_unit = sum(
+            int(alive.sum()) * sum(p.entries.shape[1] for p in g.producers if p.tensor not in named and not _statistic(p.tensor))
+            for g, alive in zip(self.graph.groups, self.alive, strict=True)
+        )
+        return weights + per_unit
+
+    def sops(self) -> float:
+        """Synaptic operations per sample at the firing rates of the last window."""
+        return float(sum(a @ edge.col for a, edge in zip(self.arrivals, self.edges, strict=True) if a is not None))
+
+    def count(self, metric: str) -> float:
+        return float(getattr(self, metric)())
+
+    def _rows(self, edge: _Edge) -> int:
+        return int(self.alive[edge.out_group][edge.out_units].sum())
+
+    def _cols(self, edge: _Edge) -> int:
+        return int(_alive_inputs(edge, self.alive).sum())
+
+    # deaths -------------------------------------------------------------------------------------------------------
+
+    def kill(self, victim: Victim, *, at_least: tuple[str, float] | None = None) -> bool:
+        """Take one victim and what it isolates; False (and nothing changed) if that is not allowed.
+
+        Args:
+            victim: Who.
+            at_least: (metric, value): refuse a death that would take the count below the value.
+        """
+        self._journal.clear()
+        before = len(self.isolated)
+        allowed = self._kill_unit(victim) if victim.is_unit else self._kill_synapse(victim)
+        if allowed and at_least is not None and self.count(at_least[0]) < at_least[1]:
+            allowed = False
+        if not allowed:
+            for array, index, old in reversed(self._journal):
+                array[index] = old
+            del self.isolated[before:]
+        return allowed
+
+    def _set(self, array: Any, index: Any, new: Any) -> None:
+        self._journal.append((array, index, np.copy(array[index])))
+        array[index] = new
+
+    def _kill_unit(self, victim: Victim) -> bool:
+        if not self.alive[victim.owner][victim.index] or self._at_floor(victim.owner):
+            return False
+        return self._remove([(victim.owner, victim.index)], isolated=False)
+
+    def _at_floor(self, group: int) -> bool:
+        return self.protected[group] or int(self.alive[group].sum()) <= self.floors[group]
+
+    def _remove(self, queue: list[tuple[int, int]], *, isolated: bool) -> bool:
+        """Remove a unit and, in turn, those that this isolates. `isolated`: whether the first one is isolated, too."""
+        while queue:
+            group, unit = queue.pop(0)
+            if not self.alive[group][unit]:
+                continue
+            if isolated:
+                if self._at_floor(group):
+                    self.skipped.add(f"a death that would isolate unit {unit} of {self.graph.groups[group].name}")
+                    return False
+                self.isolated.append((group, unit))
+            isolated = True
+            self._set(self.alive[group], unit, False)
+            for edge in self.edges:
+                if edge.out_group == group:
+                    for row in np.flatnonzero(edge.out_units == unit):
+                        self._clear(edge, np.array([row]), np.flatnonzero(edge.living[row]), queue)
+                columns = np.flatnonzero((edge.in_groups == group) & (edge.in_units == unit))
+                if len(columns):
+                    self._clear(edge, np.flatnonzero(edge.living[:, columns].any(1)), columns, queue)
+        return True
+
+    def _clear(self, edge: _Edge, rows: IntArray, columns: IntArray, queue: list[tuple[int, int]]) -> None:
+        """Remove the synapses of rows x columns and queue the units that have no input or no output left."""
+        if not len(rows) or not len(columns):
+            return
+        block = np.ix_(rows, columns)
+        gone = edge.living[block]
+        self._set(edge.living, block, False)
+        self._set(edge.row, rows, edge.row[rows] - gone.sum(1))
+        self._set(edge.col, columns, edge.col[columns] - gone.sum(0))
+        self._lose(self.inputs, np.full(len(rows), edge.out_group), edge.out_units[rows], gone.sum(1), queue)
+        self._lose(self.outputs, edge.in_groups[columns], edge.in_units[columns], gone.sum(0), queue)
+
+    def _lose(
+        self, counts: list[IntArray], groups: IntArray, units: IntArray, lost: IntArray, queue: list[tuple[int, int]]
+    ) -> None:
+        for group in np.unique(groups[groups >= 0]):
+            mine = groups == group
+            new = counts[group].copy()
+            np.subtract.at(new, units[mine], lost[mine])
+            changed = np.flatnonzero(new != counts[group])
+            self._set(counts[group], changed, new[changed])
+            silent = changed[(new[changed] == 0) & self.alive[group][changed]]
+            if self.protected[group] and counts is self.outputs:
+                continue  # a protected unit that nobody reads stays, harmless
+            queue.extend((int(group), int(u)) for u in silent)
+
+    def _kill_synapse(self, victim: Victim) -> bool:
+        edge = self.edges[victim.owner]
+        row, column = divmod(victim.index, edge.living.shape[1])
+        if not edge.living[row, column]:
+            return False
+        unit = edge.out_units[row]
+        if self.inputs[edge.out_group][unit] == 1:
+            return False  # one living input per living unit, as far as synapse deaths go
+        group, feeding = int(edge.in_groups[column]), int(edge.in_units[column])
+        last_output = group >= 0 and not self.protected[group] and self.outputs[group][feeding] == 1
+        if last_output:
+            return self._remove([(group, feeding)], isolated=True)  # its synapses go with it, this one among them
+        edge.living[row, column] = False  # nothing below can be refused, so nothing is journalled
+        edge.row[row] -= 1
+        edge.col[column] -= 1
+        self.inputs[edge.out_group][unit] -= 1
+        if group >= 0:
+            self.outputs[group][feeding] -= 1
+        return True
+
+    def strike(self, units: Sequence[tuple[int, int]], synapses: Sequence[tuple[int, int]], *, isolate: bool) -> None:
+        """Take all of them at once, without floors; then, if asked, whoever is left without living inputs or outputs."""
+        for owner, index in synapses:
+            self.edges[owner].living.reshape(-1)[index] = False
+        for owner, index in units:
+            self.alive[owner][index] = False
+        self._count()
+        if isolate:
+            for n, (alive, inputs, outputs) in enumerate(zip(self.alive, self.inputs, self.outputs, strict=True)):
+                if not self.protected[n]:
+                    for unit in np.flatnonzero(alive & ((inputs == 0) | (outputs == 0))):
+                        self._remove([(n, int(unit))], isolated=True)
+
+
+def _statistic(tensor: str) -> bool:
+    return tensor.rpartition(".")[2] in ("running_mean", "running_var")
+
+
+def _alive_inputs(edge: _Edge, alive: Sequence[BoolArray]) -> BoolArray:
+    living = np.ones(len(edge.in_groups), dtype=bool)
+    for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
+        mine = edge.in_groups == group
+        living[mine] = alive[group][edge.in_units[mine]]
+    return living
+
+
+def _edge(layer: Layer, number: dict[str, int], synapses: BoolArray | None) -> _Edge:
+    owners = np.array([number[name] for name in layer.in_group] + [-1])
+    shape = (len(layer.out_units), len(layer.in_unit))
+    return _Edge(
+        weight=layer.weight,
+        out_group=number[layer.out_group],
+        out_units=layer.out_units,
+        in_groups=owners[layer.in_owner],
+        in_units=layer.in_unit,
+        kernel=layer.kernel,
+        macs=layer.macs_per_synapse,
+        living=np.ones(shape, dtype=bool) if synapses is None else np.array(synapses),
+        row=np.zeros(shape[0], dtype=np.int64),
+        col=np.zeros(shape[1], dtype=np.int64),
+    )
+
+
+# choosing -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """Everybody who could die, of one kind."""
+
+    owner: IntArray
+    """(N,): group number (units) or edge number (synapses)."""
+    index: IntArray
+    """(N,): unit, or flat index in the weight."""
+    survival: FloatArray
+    use: FloatArray
+    """u, the first tie-break."""
+    fallen: BoolArray
+    """Below the level."""
+
+    def in_order(self, chosen: BoolArray | None = None) -> Iterator[tuple[int, int]]:
+        """(owner, index) from the least survival up; ties by use, then owner, then index. Sorted as far as it is read."""
+        left = np.arange(len(self.owner)) if chosen is None else np.flatnonzero(chosen)
+        size = 4096
+        while len(left):
+            if len(left) > size:
+                limit = np.partition(self.survival[left], size)[size]
+                now, left = left[self.survival[left] <= limit], left[self.survival[left] > limit]
+            else:
+                now, left = left, left[:0]
+            order = np.lexsort((self.index[now], self.owner[now], self.use[now], self.survival[now]))
+            yield from zip(self.owner[now][order].tolist(), self.index[now][order].tolist(), strict=True)
+            size *= 2
+
+
+@dataclass
+class Taker:
+    """Takes victims within the caps of one development step."""
+
+    account: Account
+    elapsed: float
+    capped: bool
+    """Whether caps apply."""
+    units: list[tuple[int, int]] = field(default_factory=list)
+    synapses: list[tuple[int, int]] = field(default_factory=list)
+    bound: set[str] = field(default_factory=set)
+    """Groups and layers where a cap deferred somebody."""
+
+    def __post_init__(self) -> None:
+        account = self.account
+        self._caps: dict[bool, list[int]] = {
+            True: [unit_cap(int(a.sum()), self.elapsed) for a in account.alive],
+            False: [synapse_cap(int(e.row.sum()), self.elapsed) for e in account.edges],
+        }
+        self._taken: dict[bool, dict[int, int]] = {True: defaultdict(int), False: defaultdict(int)}
+
+    def take(self, is_unit: bool, owner: int, index: int, *, at_least: tuple[str, float] | None = None) -> bool:
+        taken = self._taken[is_unit]
+        if self.capped and taken[owner] >= self._caps[is_unit][owner]:
+            self.bound.add(self.account.graph.groups[owner].name if is_unit else self.account.edges[owner].weight)
+            return False
+        if not self.account.kill(Victim(is_unit, owner, index), at_least=at_least):
+            return False
+        taken[owner] += 1
+        (self.units if is_unit else self.synapses).append((owner, index))
+        return True
+
+    def fallen(self, is_unit: bool, candidates: Candidates, at_least: tuple[str, float] | None = None) -> None:
+        """Emergent: everybody below the level."""
+        for owner, index in candidates.in_order(candidates.fallen):
+            self.take(is_unit, owner, index, at_least=at_least)
+
+    def until(self, is_unit: bool, candidates: Candidates, metric: str, most: float) -> bool:
+        """By order, whatever the level, until the count is down to `most`; whether it got there."""
+        account = self.account
+        counter = _Countdown(account, metric)
+        if counter.value <= most:
+            return True
+        for owner, index in candidates.in_order():
+            if self.take(is_unit, owner, index):
+                counter.after(is_unit, owner, index)
+                if counter.value <= most:
+                    return True
+        return False
+
+
+@dataclass
+class _Countdown:
+    """A count that is cheap to keep while single synapses die, and taken anew whenever a unit did."""
+
+    account: Account
+    metric: str
+    value: float = 0.0
+    _isolated: int = 0
+
+    def __post_init__(self) -> None:
+        self.value, self._isolated = self.account.count(self.metric), len(self.account.isolated)
+
+    def after(self, is_unit: bool, owner: int, index: int) -> None:
+        if is_unit or len(self.account.isolated) != self._isolated:
+            self.__post_init__()
+        elif self.metric == "connectivity":
+            self.value -= self.account.edges[owner].kernel
+        elif self.metric == "sops":
+            arrivals = self.account.arrivals[owner]
+            if arrivals is not None:
+                self.value -= float(arrivals[index % len(arrivals)])
+
+
+Target = Mapping[str, float]
+
+
+def choose(
+    taker: Taker, units: Candidates, synapses: Candidates, target: Target, reference: Mapping[str, float], q: float
+) -> None:
+    """Take the victims of one development step. Without a target: everybody below the level, within floors and caps.
+
+    MACs and parameters are paid by units alone; connectivity by units below their level, then by synapses where these are
+    prunable, else by units; SOPs by units, then synapses.
+    """
+    most = {metric: scheduled_share(q, share) * reference[metric] for metric, share in target.items()}
+    structural = [m for m in ("macs", "parameters") if m in most]
+    for metric in structural:
+        taker.until(True, units, metric, most[metric])
+    if "sops" in most and not taker.until(True, units, "sops", most["sops"]) and not taker.bound:
+        taker.until(False, synapses, "sops", most["sops"])
+    if "connectivity" in most:
+        limit = ("connectivity", most["connectivity"])
+        if not structural:
+            taker.fallen(True, units, at_least=limit)
+        reached = taker.until(False, synapses, *limit)
+        # The last step of the window pays what is left, if need be with units.
+        if not reached and not structural and (q >= 1 or not len(synapses.owner)):
+            taker.until(True, units, *limit)
+    if not most:
+        taker.fallen(True, units)
+    if "connectivity" not in most and "sops" not in most:
+        taker.fallen(False, synapses)
+
+
+def check_target(target: Mapping[str, float] | None, account: Account, prunable_synapses: Sequence[str], kinds: set[str]) -> dict[str, float]:
+    """A target that can be met, or the reason why it cannot.
+
+    Raises:
+        DPAPError: Unknown or clashing metrics, a share outside (0, 1], or one that floors and protected parts make impossible.
+    """
+    target = dict(target or {})
+    for metric, share in target.items():
+        if metric not in METRICS:
+            raise unknown_name("target", metric, METRICS)
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise DPAPError(f"target={{{metric!r}: {share!r}}} is no share of the dense network.", fix="give a number above 0 and at most 1.")
+    if len(target) > 1 and set(target) != {"macs", "connectivity"}:
+        raise DPAPError(
+            f"The targets {' and '.join(sorted(target))} cannot be named together.",
+            fix="name one; or macs and connectivity, where units pay the MACs and then synapses the connectivity.",
+        )
+    for metric, share in target.items():
+        if metric == "sops":
+            continue  # depends on firing rates, not known at the start
+        lowest = _lowest(metric, account, prunable_synapses, kinds) / account.count(metric)
+        if share < lowest:
+            raise DPAPError(
+                f"The target of {share:.2%} {metric} cannot be reached: floors and protected parts keep at least {lowest:.2%}.",
+                fix=f"choose a target of at least {np.ceil(lowest * 1e4) / 1e4:.4f}, or protect less (ignore=, only=, frozen parameters).",
+            )
+    return target
+
+
+def _lowest(metric: str, account: Account, prunable_synapses: Sequence[str], kinds: set[str]) -> float:
+    """A bound from below: every group at its floor, every prunable row at one synapse."""
+    left = [
+        a.sum() if p or "unit" not in kinds else f for a, p, f in zip(account.alive, account.protected, account.floors, strict=True)
+    ]
+    total = 0.0
+    for edge in account.edges:
+        rows = min(len(edge.out_units), left[edge.out_group] * (len(edge.out_units) // len(account.alive[edge.out_group])))
+        columns = int((edge.in_groups < 0).sum())
+        for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
+            columns += int((edge.in_groups == group).sum()) * left[group] // len(account.alive[group])
+        if metric == "connectivity" and edge.weight in prunable_synapses:
+            total += rows
+        else:
+            total += rows * columns * (edge.macs if metric == "macs" else edge.kernel)
+    if metric == "parameters":
+        total += sum(
+            n * sum(p.entries.shape[1] for p in g.producers if p.axis == 0 and p.tensor not in {e.weight for e in account.edges} and not _statistic(p.tensor))
+            for g, n in zip(account.graph.groups, left, strict=True)
+        )
+    return float(total)

@@ -1,0 +1,132 @@
+"""Masks that neither leak nor revive.
+
+mask(weight) = alive[out] x alive[in] x synapse mask, zero in storage. What a dead unit emits then reaches nobody, whatever its
+norm, activation or padding makes of it. Four guards keep it so: gradients are zeroed there, the optimizer's moments were zeroed
+at death, every optimizer step ends with the zeros written again, and so does every forward pass begin (against all other ways
+of writing weights: loading, EMA swaps, clipping by hand).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dpap.errors import DPAPError
+from dpap.graph.group import Graph
+from dpap.hooks import OwnHook
+from dpap.pruning.slice import Alive, dead_entries
+
+
+def dead_masks(
+    parameters: Mapping[str, Tensor], graph: Graph, alive: Alive, synapses: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Which entries of which parameters are dead: name -> bool, True = dead; parameters without dead entries are left out.
+
+    Args:
+        parameters: The model's, by name.
+        graph: Its groups.
+        alive: Group name -> (units,).
+        synapses: Weight name -> (O, I), True = alive.
+    """
+    masks: dict[str, Tensor] = {}
+    unmasked = {
+        s.tensor for g in graph.groups for s in (*g.producers, *g.consumers) if not s.masked
+    }  # statistics and neuron parameters are only ever sliced
+    for name, axes in dead_entries(graph, alive).items():
+        if name in unmasked:
+            continue
+        dead = torch.zeros_like(parameters[name], dtype=torch.bool)
+        for axis, entries in axes.items():
+            dead.index_fill_(axis, entries.to(dead.device), True)
+        masks[name] = dead
+    for name, living in synapses.items():
+        if not bool(living.all()):
+            weight = parameters[name]
+            dead = (~living).reshape(*living.shape, *[1] * (weight.dim() - 2)).expand_as(weight).to(weight.device)
+            masks[name] = masks[name] | dead if name in masks else dead.contiguous()
+    return masks
+
+
+class MaskKeeper:
+    """Holds the masks of a model and its EMA copies, and sees to it that they hold.
+
+    Args:
+        model: The model; hooks are put on it and its parameters until `close`.
+        optimizers: Those that move its parameters.
+        copies: EMA or averaged copies, with the same parameter names (a `module.` prefix is understood).
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module] = ()) -> None:
+        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.optimizers = list(optimizers)
+        self.copies = [_matching(copy, self.parameters) for copy in copies]
+        self.dead: dict[str, Tensor] = {}
+        self._handles: list[Any] = [
+            module.register_forward_pre_hook(OwnHook(self._before_forward)) for module in (model, *copies)
+        ]
+        self._handles += [
+            module.register_load_state_dict_post_hook(OwnHook(self._after_load)) for module in (model, *copies)
+        ]
+        self._handles += [o.register_step_post_hook(OwnHook(self._after_step)) for o in self.optimizers]
+        self._handles += [
+            parameter.register_hook(OwnHook(partial(self._gradient, name)))
+            for name, parameter in self.parameters.items()
+            if parameter.requires_grad
+        ]
+
+    def update(self, dead: dict[str, Tensor]) -> None:
+        """New masks: zeros in storage, in gradients at hand and in the optimizers' moments."""
+        self.dead = dead
+        self.apply()
+        for name, mask in dead.items():
+            parameter = self.parameters[name]
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(mask, 0)
+            for optimizer in self.optimizers:
+                for value in optimizer.state.get(parameter, {}).values():
+                    if isinstance(value, Tensor) and value.shape == parameter.shape:
+                        value.masked_fill_(mask.to(value.device), 0)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Write the zeros."""
+        for name, mask in self.dead.items():
+            for parameters in (self.parameters, *self.copies):
+                parameters[name].data.masked_fill_(mask.to(parameters[name].device), 0)
+
+    def close(self) -> None:
+        """Remove every hook; what is zero stays zero until somebody writes it."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        self.apply()
+
+    def _after_load(self, module: nn.Module, keys: Any) -> None:
+        self.apply()
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.apply()
+
+    def _gradient(self, name: str, gradient: Tensor) -> Tensor | None:
+        mask = self.dead.get(name)
+        return None if mask is None else torch.where(mask, 0, gradient)
+
+
+def _matching(copy: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    own = dict(copy.named_parameters(remove_duplicate=False))
+    if not parameters.keys() <= own.keys():
+        own = {name.removeprefix("module."): p for name, p in own.items()}
+    for name, parameter in parameters.items():
+        if name not in own or own[name].shape != parameter.shape:
+            raise DPAPError(
+                f"The model given as ema= has no parameter {name} of shape {tuple(parameter.shape)}.",
+                fix="pass a copy of the model (or an AveragedModel of it).",
+            )
+    return own

@@ -1,0 +1,187 @@
+"""`history.jsonl`: what happened in a run, one JSON object a line.
+
+The field `type` of a line says which of the classes below it is: "run" (the first line), "development" (one after each
+development step), "epoch" (one after each epoch), "result" (the last, once the run is over). Reports read this file,
+never live objects. Two runs are equal when their lines are, but for `TIME_FIELDS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from dpap.errors import DPAPError
+
+SCHEMA = 1
+TIME_FIELDS = ("seconds", "samples_per_second")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLine:
+    """What is being run."""
+
+    recipe: str
+    seed: int
+    rule: str
+    epochs: int
+    batches: int
+    """Batches of an epoch."""
+    samples: int
+    """Training samples of an epoch."""
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochLine:
+    """One epoch."""
+
+    epoch: int
+    """From 1."""
+    loss: float
+    """Mean over the samples of the epoch, of the batch's loss before its update."""
+    train_accuracy: float
+    """Share of the epoch's samples that were right, each judged before its batch's update."""
+    validation_accuracy: float | None
+    """None when no validation split is held out."""
+    lr: float
+    """Learning rate of the last batch."""
+    connectivity: float
+    """Living synapses / synapses of the dense network."""
+    alive_units: dict[str, int]
+    """Group -> living units."""
+    seconds: float
+    samples_per_second: float
+    """Training samples per second, evaluation left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevelopmentLine:
+    """One development step."""
+
+    epoch: int
+    """From 1."""
+    step: int
+    """Training steps so far."""
+    progress: float
+    """Share of the run that is over."""
+    connectivity: float
+    died_units: dict[str, list[int]] = field(default_factory=dict)
+    """Group -> original indices, isolated ones left out."""
+    isolated_units: dict[str, list[int]] = field(default_factory=dict)
+    """Group -> units that died because nothing living feeds them, or reads them."""
+    died_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> how many."""
+    capped: list[str] = field(default_factory=list)
+    """Groups and weights of which more would have died but for a cap."""
+    skipped: list[str] = field(default_factory=list)
+    """Deaths that were not made, with the reason."""
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultLine:
+    """The finished network on the test split, which is looked at here and nowhere else."""
+
+    test_accuracy: float
+    test_correct: int
+    test_samples: int
+    connectivity: float
+    connectivity_conv: float | None
+    """None for a network without convolutions."""
+    parameters: int
+    macs: float
+    """Per sample."""
+    synops: float
+    """Per sample."""
+    energy_pj: float
+    """Estimate, compute only, per sample."""
+    dense_parameters: int
+    dense_macs: float
+    alive_units: dict[str, int]
+    units: dict[str, int]
+    seconds: float | None
+    """Of training, evaluation left out; None when the network was measured apart from its run."""
+
+
+Line = RunLine | EpochLine | DevelopmentLine | ResultLine
+LINES: Mapping[str, type[Line]] = {
+    "run": RunLine,
+    "epoch": EpochLine,
+    "development": DevelopmentLine,
+    "result": ResultLine,
+}
+_NAMES = {cls: name for name, cls in LINES.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """A history file, its lines by type and in order."""
+
+    run: RunLine
+    epochs: tuple[EpochLine, ...]
+    development: tuple[DevelopmentLine, ...]
+    result: ResultLine | None
+    """None while the run is not over."""
+
+
+def to_text(lines: Iterable[Line]) -> str:
+    """JSON, one line each, ends with a line break. NaN and inf are refused: JSON has neither."""
+    return "".join(json.dumps({"type": _NAMES[type(line)], **asdict(line)}, allow_nan=False) + "\n" for line in lines)
+
+
+def from_text(text: str, where: str) -> list[Line]:
+    """The lines of a history.
+
+    Raises:
+        DPAPError: a line is not JSON, of an unknown type, or has other fields; with its number.
+    """
+    return [_line(raw, f"line {number} of {where}") for number, raw in enumerate(text.splitlines(), 1)]
+
+
+def read_history(path: Path) -> History:
+    """The history in a file.
+
+    Raises:
+        DPAPError: it cannot be read, or is no history of this schema.
+    """
+    try:
+        lines = from_text(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DPAPError(f"The history cannot be read: {error}.", where=str(path)) from error
+    if not lines or not isinstance(lines[0], RunLine):
+        raise DPAPError("The history does not begin with a line of type 'run'.", where=str(path))
+    results = [line for line in lines if isinstance(line, ResultLine)]
+    return History(
+        run=lines[0],
+        epochs=tuple(line for line in lines if isinstance(line, EpochLine)),
+        development=tuple(line for line in lines if isinstance(line, DevelopmentLine)),
+        result=results[-1] if results else None,
+    )
+
+
+def without_time(lines: Iterable[Line]) -> list[dict[str, Any]]:
+    """The lines as dicts, without what a clock wrote: equal for equal runs."""
+    return [
+        {"type": _NAMES[type(line)], **{k: v for k, v in asdict(line).items() if k not in TIME_FIELDS}}
+        for line in lines
+    ]
+
+
+def _line(raw: str, where: str) -> Line:
+    try:
+        values = json.loads(raw)
+        cls = LINES[values.pop("type")]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DPAPError(
+            "This is no line of a history.", where=where, fix="use the file as `dpap train` wrote it"
+        ) from error
+    if values.keys() != {item.name for item in fields(cls)}:
+        raise DPAPError(
+            f"A line of type {_NAMES[cls]!r} has other fields than schema {SCHEMA} says.",
+            where=where,
+            fix="read it with the dpap that wrote it",
+        )
+    return cls(**values)

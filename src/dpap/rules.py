@@ -1,0 +1,235 @@
+"""The named rules: `dpap` (the default), `paper` (the equations as printed), `released` (what the authors' script computes).
+
+A rule is a frozen bundle of links. All rules share the functions of `plasticity` and `survival`; an ablation swaps one link:
+
+>>> import dataclasses
+>>> units_only = dataclasses.replace(dpap(), kinds=frozenset({"unit"}))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dpap.errors import DPAPError, unknown_name
+from dpap.graph.group import LayerKind
+from dpap.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_weights, mean_trace_weights
+from dpap.scores import Score, bcm, get_score, needs
+from dpap.survival import Clock, Link, bonus, leak, min_max, offset, percentile_scale, relative, rising_level, times
+
+TRACE_DECAY = 0.5  # tau, paper section II
+Sums = WindowSums | SlidingSums
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Everything that tells one way of development from another."""
+
+    name: str
+    # How one pass of a layer becomes one number per sample and unit.
+    trace_weights: Callable[[int], Tensor]
+    """T -> (T,): what each step counts."""
+    input_weights: Callable[[int], Tensor]
+    """The same for what the network itself receives."""
+    mean_positions: bool
+    """Mean over positions (True) or their sum, Eq. (2)."""
+    rectify: bool
+    """Take the size of signed activity."""
+    # From sums to growth.
+    new_sums: Callable[..., Sums]
+    score: Score
+    links: Callable[[LayerKind, Kind, Clock], tuple[Link, ...]]
+    # Survival.
+    initial: float
+    """F0."""
+    gamma: Callable[[Clock], float]
+    level: Callable[[Kind, Clock], float]
+    tolerance: float
+    """Relative distance to the level within which nobody dies."""
+    kinds: frozenset[Kind] = frozenset({"unit", "synapse"})
+    # When, and within which limits.
+    windowed: bool
+    """About `development_steps` a run, between start and stop, sampled passes, floors, caps, targets. Else: at every
+    `dev.step()`, every pass, no limits."""
+    permanent: bool = True
+    """Dead in every forward pass, statistics over the living. Else the mask is applied once per step, as released."""
+    first_epoch: int = 0
+    classifier: bool = True
+    """Whether synapses onto protected units (the classifier's) are prunable."""
+    needs_neurons: bool = False
+
+
+
+def dpap(
+    *,
+    score: Score | str = bcm,
+    memory: float = 0.03,
+    kappa_unit: float = 0.6,
+    kappa_synapse: float = 1.0,
+    kinds: frozenset[Kind] = frozenset({"unit", "synapse"}),
+    leaks: bool = True,
+    rises: bool = True,
+) -> Rule:
+    """Competition among siblings: survival is the memory of relative use, and who falls below a slowly rising level dies.
+
+    Args:
+        score: What a unit or synapse is worth to its siblings.
+        memory: Share of the run over which survival remembers.
+        kappa_unit: Level at the end of the window, as a share of the average sibling's use.
+        kappa_synapse: The same for synapses.
+        kinds: What dies: units, synapses or both.
+        leaks: False (ablation): survival is the mean over all steps so far, nothing is forgotten.
+        rises: False (ablation): the level stands at its end value from the start of the window.
+    """
+    kappa: dict[Kind, float] = {"unit": kappa_unit, "synapse": kappa_synapse}
+    if memory <= 0:
+        raise DPAPError(f"memory= is {memory}.", fix="give a positive share of the run, such as 0.03.")
+
+    def gamma(clock: Clock) -> float:
+        return leak(clock.elapsed, memory) if leaks else clock.epoch / (clock.epoch + 1)
+
+    return Rule(
+        name="dpap",
+        trace_weights=partial(mean_trace_weights, decay=TRACE_DECAY),
+        input_weights=_even_weights,
+        mean_positions=True,
+        rectify=True,
+        new_sums=WindowSums,
+        score=get_score(score) if isinstance(score, str) else score,
+        links=lambda layer, kind, clock: (relative, times(1 - gamma(clock))),
+        initial=1.0,
+        gamma=gamma,
+        level=lambda kind, clock: rising_level(clock.q if rises else 1.0, kappa[kind]),
+        tolerance=1e-6,
+        kinds=kinds,
+        windowed=True,
+    )
+
+
+def _even_weights(num_steps: int) -> Tensor:
+    return torch.full((num_steps,), 1 / num_steps, dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Constants:
+    """Eq. (9)-(11): eps, C, eta (epochs). The released script's; the paper prints only C."""
+
+    eps: float
+    bonus: float
+    eta: float
+
+
+CONSTANTS: dict[LayerKind, _Constants] = {"conv": _Constants(0.65, 5.0, 12.0), "linear": _Constants(1.5, 2.0, 13.0)}
+PRINTED_GAMMA = 0.999
+
+
+def paper(*, beta: float = 5.0, spine: Literal["sum of products", "product of sums"] = "sum of products") -> Rule:
+    """The equations as printed, developed once an epoch.
+
+    Args:
+        beta: F0. Not printed; with the released 10 and the smooth exponent of Eq. (11) no convolution filter can ever die.
+        spine: Which of the two unequal right-hand sides of Eq. (7).
+    """
+
+    def links(layer: LayerKind, kind: Kind, clock: Clock) -> tuple[Link, ...]:
+        c = CONSTANTS[layer]
+        return min_max, offset(c.eps), bonus(c.bonus, at_zero=True), times(math.exp(-clock.epoch / c.eta))
+
+    def score(stats: Stats) -> Tensor:
+        if stats.kind == "synapse":
+            return _kept(stats.bcm) / stats.samples
+        if spine == "sum of products":
+            return _kept(stats.spine) / stats.samples
+        return stats.y * _kept(stats.bcm_rows) / stats.samples**2
+
+    score.needs = frozenset({"pairs"})  # type: ignore[attr-defined]
+    return Rule(
+        name="paper",
+        trace_weights=partial(final_trace_weights, decay=TRACE_DECAY),
+        input_weights=partial(final_trace_weights, decay=TRACE_DECAY),
+        mean_positions=False,
+        rectify=False,
+        new_sums=partial(SlidingSums, per_slot=False, reset=True),
+        score=score,
+        links=links,
+        initial=beta,
+        gamma=lambda clock: PRINTED_GAMMA,
+        level=lambda kind, clock: 0.0,
+        tolerance=0.0,
+        windowed=False,
+    )
+
+
+def released() -> Rule:
+    """What the authors' script computes, oddities included; for comparison only. Method card: "Where we differ"."""
+    first = 5
+
+    def links(layer: LayerKind, kind: Kind, clock: Clock) -> tuple[Link, ...]:
+        c = CONSTANTS[layer]
+        stairs = math.exp(-((clock.epoch - first) // c.eta))
+        return percentile_scale(75), offset(c.eps), bonus(c.bonus, at_zero=False), times(stairs)
+
+    def score(stats: Stats) -> Tensor:
+        if stats.kind == "synapse":
+            return _kept(stats.bcm)
+        return min_max(_kept(stats.bcm_rows), stats.alive) * min_max(stats.y, stats.alive)
+
+    def trace_weights(num_steps: int) -> Tensor:
+        return final_trace_weights(num_steps, TRACE_DECAY) / num_steps
+
+    score.needs = frozenset({"pairs"})  # type: ignore[attr-defined]
+    return Rule(
+        name="released",
+        trace_weights=trace_weights,
+        input_weights=trace_weights,
+        mean_positions=False,
+        rectify=False,
+        new_sums=partial(SlidingSums, per_slot=True, reset=False),
+        score=score,
+        links=links,
+        initial=10.0,
+        gamma=lambda clock: PRINTED_GAMMA,
+        level=lambda kind, clock: 0.0,
+        tolerance=0.0,
+        windowed=False,
+        permanent=False,
+        first_epoch=first,
+        classifier=False,
+        needs_neurons=True,
+    )
+
+
+def _kept(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "the rule keeps this sum"
+    return tensor
+
+
+RULES: dict[str, Callable[..., Rule]] = {"dpap": dpap, "paper": paper, "released": released}
+
+
+def resolve(rule: str | Rule, *, score: Score | str | None, memory: float) -> Rule:
+    """The rule that `DPAP(rule=, score=, memory=)` names.
+
+    Raises:
+        DPAPError: There is no such rule or score, or the rule does not take a score.
+    """
+    if isinstance(rule, str):
+        if rule not in RULES:
+            raise unknown_name("rule", rule, RULES)
+        rule = dpap(memory=memory) if rule == "dpap" else RULES[rule]()
+    if score is None:
+        return rule
+    if not rule.windowed:
+        raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no score=.", fix='use rule="dpap".')
+    return dataclasses.replace(rule, score=get_score(score) if isinstance(score, str) else score)
+
+
+def costly_sums(rule: Rule) -> frozenset[str]:
+    return needs(rule.score)

@@ -1,0 +1,163 @@
+"""What a unit or a synapse is worth: the links that an ablation swaps. A user's `score=` is one more of them.
+
+A score takes `Stats` and answers (O,) for units, (O, I) for synapses, never negative. It compares siblings only, so its scale
+does not matter. `needs` names the sums that cost memory: "pairs" (one per synapse) and "stdp".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from dpap.errors import unknown_name
+from dpap.plasticity import Stats, bcm_closed_form, synapse_spine, unit_spine
+
+Score = Callable[[Stats], Tensor]
+_S = TypeVar("_S", bound=Score)
+SCORES: dict[str, Score] = {}
+
+
+def score_link(name: str, *needs: str) -> Callable[[_S], _S]:
+    """Register a score under a name; duplicates are refused."""
+
+    def register(function: _S) -> _S:
+        if name in SCORES:
+            raise ValueError(f"there is a score named {name!r} already")
+        SCORES[name] = function
+        function.needs = frozenset(needs)  # type: ignore[attr-defined]
+        return function
+
+    return register
+
+
+def needs(score: Score) -> frozenset[str]:
+    """The costly sums that a score reads; a user's function gets those per synapse."""
+    found: frozenset[str] = getattr(score, "needs", frozenset({"pairs"}))
+    return found
+
+
+def get_score(name: str) -> Score:
+    if name not in SCORES:
+        raise unknown_name("score", name, SCORES)
+    return SCORES[name]
+
+
+def _sum(tensor: Tensor | None, name: str) -> Tensor:
+    if tensor is None:
+        raise ValueError(f"this score reads the sum {name!r}, which the rule does not keep")
+    return tensor
+
+
+def _spines(stats: Stats, change: Tensor) -> Tensor:
+    """From plasticity to spines: sqrt(R A) of a unit, |w| sqrt(|change|) of a synapse."""
+    if stats.kind == "unit":
+        return unit_spine(change, stats.y / stats.samples)
+    return synapse_spine(stats.weight, change)
+
+
+def _bcm(stats: Stats, theta: Tensor) -> Tensor:
+    if stats.kind == "unit":
+        products, squares = _sum(stats.total_y, "total_y"), _sum(stats.total_yy, "total_yy")
+    else:
+        products, squares, theta = _sum(stats.xy, "xy"), _sum(stats.xyy, "xyy"), theta[:, None]
+    return bcm_closed_form(squares / stats.samples, products / stats.samples, theta, stats.eps)
+
+
+def _hebb(stats: Stats) -> Tensor:
+    products = _sum(stats.total_y, "total_y") if stats.kind == "unit" else _sum(stats.xy, "xy")
+    return products.abs() / stats.samples
+
+
+@score_link("bcm", "pairs")
+def bcm(stats: Stats) -> Tensor:
+    """Rule `dpap`: BCM with the threshold theta = E[y] of the previous window."""
+    return _spines(stats, _bcm(stats, stats.theta))
+
+
+@score_link("bcm-classical", "pairs")
+def bcm_classical(stats: Stats) -> Tensor:
+    """BCM with the classical threshold E[y^2] / y0, y0 the layer's mean activity; 0 for a layer with y0 = 0."""
+    squared, mean = _sum(stats.theta_squared, "theta_squared"), stats.theta.mean()
+    theta = squared / mean if mean > 0 else torch.zeros_like(squared)
+    return _spines(stats, _bcm(stats, theta))
+
+
+@score_link("bcm-alone", "pairs")
+def bcm_alone(stats: Stats) -> Tensor:
+    """BCM without the strength of the synapse."""
+    if stats.kind == "unit":
+        return bcm(stats)
+    return _bcm(stats, stats.theta).sqrt()
+
+
+@score_link("hebb", "pairs")
+def hebb(stats: Stats) -> Tensor:
+    """Hebbian plasticity E[x y] in the place of BCM."""
+    return _spines(stats, _hebb(stats))
+
+
+@score_link("stdp", "pairs", "stdp")
+def stdp(stats: Stats) -> Tensor:
+    """Spike-timing plasticity in the place of BCM; needs more than one time step."""
+    change = _sum(stats.stdp, "stdp") / stats.samples
+    return _spines(stats, (change.sum(1) if stats.kind == "unit" else change).abs())
+
+
+@score_link("trace")
+def trace(stats: Stats) -> Tensor:
+    """The trace alone: E[y] of a unit, E[x] of a synapse's input."""
+    return _by_kind(stats, stats.y, _sum(stats.x, "x"))
+
+
+@score_link("activity")
+def activity_only(stats: Stats) -> Tensor:
+    """Firing rate alone, without a trace."""
+    return _by_kind(stats, _sum(stats.rate_y, "rate_y"), _sum(stats.rate_x, "rate_x"))
+
+
+def _by_kind(stats: Stats, unit: Tensor, synapse: Tensor) -> Tensor:
+    chosen = unit if stats.kind == "unit" else synapse.expand(len(unit), -1)
+    return chosen.abs() / stats.samples
+
+
+@score_link("magnitude")
+def magnitude(stats: Stats) -> Tensor:
+    """|w| of a synapse, L1 norm of a unit's incoming weights."""
+    return _over_inputs(stats, stats.weight.abs())
+
+
+@score_link("weighted-input")
+def weighted_input(stats: Stats) -> Tensor:
+    """|w| E[x]: how much current a synapse carries; summed over its inputs for a unit."""
+    mean = (_sum(stats.x, "x") / stats.samples).reshape(1, -1, *[1] * (stats.weight.dim() - 2))
+    return _over_inputs(stats, stats.weight.abs() * mean.abs())
+
+
+def _over_inputs(stats: Stats, values: Tensor) -> Tensor:
+    return values.flatten(1).sum(1) if stats.kind == "unit" else values
+
+
+@score_link("random")
+def random(stats: Stats) -> Tensor:
+    """Drawn once per run: the same numbers at every development step (redrawn, they would average out and nobody would die)."""
+    shape = stats.weight.shape[:1] if stats.kind == "unit" else stats.weight.shape[:2]
+    key = blake2b(f"{stats.seed} {stats.layer} {stats.kind}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+    return torch.rand(shape, generator=generator, dtype=torch.float64).to(stats.y)
+
+
+def per_kind(*, unit: Score | str, synapse: Score | str) -> Score:
+    """One score for units and another for synapses."""
+    chosen: dict[str, Score] = {
+        kind: get_score(s) if isinstance(s, str) else s for kind, s in (("unit", unit), ("synapse", synapse))
+    }
+
+    def score(stats: Stats) -> Tensor:
+        return chosen[stats.kind](stats)
+
+    score.needs = needs(chosen["unit"]) | needs(chosen["synapse"])  # type: ignore[attr-defined]
+    return score

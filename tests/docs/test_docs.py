@@ -1,0 +1,74 @@
+"""Everything the documentation shows is run: code of the pages, examples in docstrings. Public names are documented."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import dpap
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+MODULES = sorted(module.name for module in pkgutil.walk_packages(dpap.__path__, "dpap."))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run in order and in one namespace, as a reader would type them, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for match in BLOCK.finditer(text):
+        line = text[: match.start()].count("\n") + 1
+        # Blank lines in front: an error names the line of the page.
+        exec(compile("\n" * line + match.group(1), str(page), "exec"), namespace)
+
+
+def test_the_front_page_shows_code() -> None:
+    assert BLOCK.search((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str) -> None:
+    module = importlib.import_module(name)
+    shared = {"torch": torch, "tensor": torch.tensor, "dpap": dpap}
+    results = doctest.testmod(module, extraglobs=shared, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+def test_some_docstring_has_an_example() -> None:
+    finder = doctest.DocTestFinder()
+    assert any(test.examples for name in MODULES for test in finder.find(importlib.import_module(name)))
+
+
+@pytest.mark.parametrize("name", dpap.__all__)
+def test_a_public_name_is_documented(name: str) -> None:
+    thing = getattr(dpap, name)
+    if name.startswith("__"):  # __version__
+        return
+    assert (inspect.getdoc(thing) or "").strip(), f"dpap.{name} has no docstring"
+    if inspect.isclass(thing) and thing.__module__.startswith("dpap."):
+        for attribute, value in vars(thing).items():
+            if inspect.isfunction(value) and not attribute.startswith("_"):
+                assert (inspect.getdoc(value) or "").strip(), f"dpap.{name}.{attribute} has no docstring"
+
+
+def test_the_public_names_are_few_and_exist() -> None:
+    assert 1 <= len(dpap.__all__) <= 20
+    assert len(set(dpap.__all__)) == len(dpap.__all__)
+    assert all(hasattr(dpap, name) for name in dpap.__all__)

@@ -1,0 +1,141 @@
+"""Imports point one way: the command line knows everything, the method's equations know nothing but tensors."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import dpap
+
+SOURCE = Path(dpap.__file__).parent
+SHAPES = {"__future__", "collections", "dataclasses", "functools", "math", "typing", "torch", "jaxtyping"}
+
+# What each part may import of dpap, besides itself. A part without a place here fails the test.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "hooks": set(),
+    "plasticity": {"errors"},
+    "survival": {"errors"},
+    "neurons": {"errors"},
+    "models": {"errors", "neurons"},
+    "data": {"errors"},
+    "report": {"errors"},
+    "graph": {"errors", "neurons"},
+    "metrics": {"errors", "graph"},
+    "scores": {"errors", "plasticity"},
+    "rules": {"errors", "graph", "plasticity", "scores", "survival"},
+    "observe": {"errors", "graph", "hooks", "plasticity"},
+    "pruning": {"errors", "graph", "hooks", "survival"},
+    "developer": {
+        "errors",
+        "graph",
+        "hooks",
+        "metrics",
+        "observe",
+        "plasticity",
+        "pruning",
+        "rules",
+        "scores",
+        "survival",
+    },
+    "io": {"errors", "graph", "models", "pruning"},
+    "config": {"data", "errors", "models", "rules", "scores"},
+    "recipes": {"config", "errors"},
+    "training": {"config", "data", "developer", "errors", "graph", "io", "metrics", "models", "report"},
+    "cli": {"config", "errors", "recipes", "report", "training"},
+}
+
+
+def modules() -> list[tuple[str, Path]]:
+    """(dotted name, file) of every module of the package but its front page."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = ("dpap", *path.relative_to(SOURCE).with_suffix("").parts)
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name != "dpap":
+            found.append((name, path))
+    assert found, "no module found: the test would check nothing"
+    return found
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """Absolute dotted names of everything the file imports, inside functions too."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join(
+                    filter(None, [".".join(package.split(".")[: len(package.split(".")) - node.level + 1]), base])
+                )
+            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "dpap" else {base}
+    return found
+
+
+def part(name: str) -> str:
+    """`graph` for `dpap.graph.front`."""
+    return name.split(".")[1] if "." in name else name
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_module_imports_only_what_its_part_may(name: str, path: Path) -> None:
+    assert part(name) in ALLOWED, f"{name} has no place in the table of this test"
+    wanted = {part(other) for other in imports(name, path) if other == "dpap" or other.startswith("dpap.")}
+    surplus = wanted - ALLOWED[part(name)] - {part(name)}
+    assert not surplus, f"{name} imports {sorted(surplus)}"
+
+
+@pytest.mark.parametrize("name", ["plasticity", "survival"])
+def test_the_equations_import_only_torch_and_shapes(name: str) -> None:
+    roots = {other.split(".")[0] for other in imports(f"dpap.{name}", SOURCE / f"{name}.py")}
+    assert roots - {"dpap"} <= SHAPES
+
+
+def test_the_table_points_one_way() -> None:
+    order: list[str] = []
+    left = {name: set(allowed) for name, allowed in ALLOWED.items()}
+    while left:
+        free = sorted(name for name, needs in left.items() if needs <= set(order))
+        assert free, f"a circle among {sorted(left)}"
+        order += free
+        for name in free:
+            del left[name]
+    assert order[-1] == "cli"
+
+
+def test_the_command_line_is_imported_by_nobody() -> None:
+    assert not [name for name, allowed in ALLOWED.items() if "cli" in allowed]
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.walk_packages([str(SOURCE)], "dpap.")])
+def test_every_module_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+def test_importing_dpap_is_quiet_and_leaves_the_command_line_out() -> None:
+    code = "import sys, dpap; print(sorted(m for m in sys.modules if m in ('typer', 'rich', 'dpap.cli', 'matplotlib')))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert done.stderr == ""
+
+
+def test_one_version(repository: Path) -> None:
+    declared = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert version("dpap") == declared
+    assert f"\nversion: {declared}\n" in (repository / "CITATION.cff").read_text(encoding="utf-8")
+    changelog = (repository / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d[^\]]*)\]", changelog, flags=re.MULTILINE)
+    assert "## [Unreleased]" in changelog
+    assert not released or released[0] == declared
