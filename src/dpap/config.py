@@ -23,31 +23,32 @@ from dpap.scores import SCORES
 T = TypeVar("T")
 
 
-def setting(default: T, allowed: str, ok: Callable[[Any], bool]) -> T:
+# Fields of a section. What these return is for `dataclass` to read; as with `dataclasses.field`, no type fits it.
+
+
+def setting(default: object, allowed: str, ok: Callable[[Any], bool]) -> Any:
     """A field with a default, the words that say what is allowed, and the check."""
-    made: T = field(default=default, metadata={"allowed": allowed, "ok": ok})
-    return made
+    return field(default=default, metadata={"allowed": allowed, "ok": ok})
 
 
-def choice(default: str, kind: str, known: Iterable[str]) -> str:
+def choice(default: str | None, kind: str, known: Iterable[str]) -> Any:
     """A field that takes one name of a registry."""
-    made: str = field(default=default, metadata={"kind": kind, "known": tuple(known)})
-    return made
+    return field(default=default, metadata={"kind": kind, "known": tuple(known)})
 
 
-def count(default: int, least: int = 1) -> int:
+def count(default: int, least: int = 1) -> Any:
     return setting(default, f"a whole number, at least {least}", lambda n: n >= least)
 
 
-def share(default: float) -> float:
+def share(default: float) -> Any:
     return setting(default, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
-def positive(default: float) -> float:
+def positive(default: float) -> Any:
     return setting(default, "a number above 0", lambda x: 0 < x < math.inf)
 
 
-def not_negative(default: float) -> float:
+def not_negative(default: float) -> Any:
     return setting(default, "a number, at least 0", lambda x: 0 <= x < math.inf)
 
 
@@ -165,7 +166,7 @@ class DevelopmentConfig(Section):
 
     rule: str = choice("dpap", "rule", (*RULES, "none"))
     """"none": nothing is observed and nothing dies, the unpruned control."""
-    score: str | None = choice("none", "score", (*SCORES, "none"))
+    score: str | None = choice(None, "score", SCORES)
     """What a unit or synapse is worth, by name; none: as the rule says."""
     start: float = share(0.10)
     stop: float = share(0.50)
@@ -267,25 +268,19 @@ def _at(key: str, error: DPAPError) -> DPAPError:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else repr(value)
+    return "none" if value is None else repr(_plain(value))
 
 
 def _section(cls: type[T], values: Mapping[str, Any]) -> T:
     assert issubclass(cls, Section)
     hints = get_type_hints(cls)
-    known = {item.name for item in fields(cls)}
-    for name in values:
-        if name not in known:
-            prefix = f"{cls.section}." if cls.section else ""
-            raise _unknown_key(prefix + name, [prefix + other for other in known])
+    prefix = f"{cls.section}." if cls.section else ""
+    known = [item.name for item in fields(cls)]
     made = {}
     for name, value in values.items():
-        inner = hints[name]
-        if is_dataclass(inner) and isinstance(inner, type):
-            if not isinstance(value, Mapping):
-                raise bad_value(name, value, "a section of settings")
-            value = _section(inner, value)
-        made[name] = value
+        if name not in known:
+            raise _unknown_key(prefix + name, [prefix + other for other in known])
+        made[name] = _fitted(prefix + name, value, hints[name])
     return cls(**made)
 
 
@@ -304,13 +299,20 @@ def _all_keys(config: Section) -> list[str]:
 def _fitted(key: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint` says: whole numbers become floats where these are meant, lists become tuples."""
     origin = get_origin(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, (Mapping, hint)):
+            raise bad_value(key, value, "a section of settings")
+        return _section(hint, value) if isinstance(value, Mapping) else value
     if origin in (Union, types.UnionType):
         inner = next(arg for arg in get_args(hint) if arg is not type(None))
         return None if value is None or value == "none" else _fitted(key, value, inner)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise bad_value(key, value, _words(hint))
-        return tuple(_fitted(key, entry, get_args(hint)[0]) for entry in value)
+        try:
+            return tuple(_fitted(key, entry, get_args(hint)[0]) for entry in value)
+        except DPAPError:
+            raise bad_value(key, value, _words(hint)) from None
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -321,7 +323,7 @@ def _fitted(key: str, value: Any, hint: Any) -> Any:
 def _words(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"a list, each entry {_words(get_args(hint)[0])}"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint, "a section")
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[hint]
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ two files, every victim from the account in `pruning.budget`.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,8 @@ class DevelopmentReport:
     skipped: list[str] = field(default_factory=list)
     """Deaths that a floor or a protected unit forbade."""
     warnings: list[str] = field(default_factory=list)
+    at_threshold: dict[str, int] = field(default_factory=dict)
+    """Group -> living units that were active and score 0 all the same, because their activity never leaves the threshold."""
     use: dict[str, Tensor] = field(default_factory=dict)
     """Group -> u of each unit: its score among its siblings, as the rule normalises it."""
     survival: dict[str, Tensor] = field(default_factory=dict)
@@ -79,6 +82,14 @@ class _Decision:
     alive: dict[str, Tensor]
     synapses: dict[str, Tensor]
     report: DevelopmentReport
+
+
+@dataclass(slots=True)
+class _Notes:
+    """What there is to say about a development step."""
+
+    warnings: list[str] = field(default_factory=list)
+    at_threshold: dict[str, int] = field(default_factory=dict)
 
 
 class DPAP:
@@ -125,6 +136,7 @@ class DPAP:
         alive: Group -> bool (units,).
         synapse_masks: Weight -> bool (O, I), True = alive, where synapses are prunable.
         survival: Group -> F (units,).
+        warned: Layer -> development steps in which it carried no information.
 
     Raises:
         DPAPError: A bad argument, a model that cannot be understood, nothing to prune, or a target out of reach.
@@ -178,7 +190,7 @@ class DPAP:
         }
         account = self._account(self.alive, self.synapse_masks)
         self.target = self._checked_target(target, account)
-        self._dense = {metric: account.count(metric) for metric in ("connectivity", "macs", "parameters")}
+        self._dense = {metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")}
         self._arrivals: dict[str, Tensor] = {}
 
         copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
@@ -195,6 +207,7 @@ class DPAP:
             weigh_arrivals="sops" in self.target,
             whole_block=forward is not None,
         )
+        self.warned: Counter[str] = Counter()
         self.steps_taken = 0
         self._last = 0
         """Step count at the previous development step."""
@@ -254,7 +267,7 @@ class DPAP:
     def _checked_target(self, target: Mapping[str, float] | None, account: Account) -> dict[str, float]:
         if target and not self.rule.windowed:
             raise DPAPError(f"Rule {self.rule.name!r} knows no target.", fix='use rule="dpap".')
-        return check_target(target, account, [layer.weight for layer in self._synaptic], set(self.rule.kinds))
+        return check_target(target, account, set(self.rule.kinds))
 
     # observing ----------------------------------------------------------------------------------------------------
 
@@ -361,26 +374,33 @@ class DPAP:
 
     @torch.no_grad()
     def _decide(self, clock: Clock) -> _Decision:
-        warnings: list[str] = []
+        notes = _Notes()
         survival, use = dict(self.survival), {}
         synapse_survival, synapse_use = dict(self.synapse_survival), {}
         if clock.epoch >= self.rule.first_epoch:
             for group in self._groups:
-                use[group.name], growth = self._unit_growth(group.name, group.units, clock, warnings)
-                survival[group.name] = survival_step(survival[group.name], growth, self.rule.gamma(clock))
+                use[group.name], growth = self._unit_growth(group.name, group.units, clock, notes)
+                survival[group.name] = self._survived(survival[group.name], growth, self.alive[group.name], clock)
             for layer in self._synaptic:
-                u, growth = self._synapse_growth(layer, clock, warnings)
+                u, growth = self._synapse_growth(layer, clock, notes)
                 synapse_use[layer.weight] = u
-                synapse_survival[layer.weight] = survival_step(synapse_survival[layer.weight], growth, self.rule.gamma(clock))
+                synapse_survival[layer.weight] = self._survived(
+                    synapse_survival[layer.weight], growth, self._living_synapses(layer), clock
+                )
         account = self._account(self.alive, self.synapse_masks)
         taker = Taker(account=account, elapsed=clock.elapsed, capped=self.rule.windowed and not (clock.q >= 1 and bool(self.target)))
         if use or synapse_use:
             self._take(taker, clock, survival, use, synapse_survival, synapse_use)
         alive, synapses = self._outcome(taker)
-        report = self._report(taker, warnings, survival, use, alive)
+        report = self._report(taker, notes, survival, use, alive)
         return _Decision(survival, use, synapse_survival, alive, synapses, report)
 
-    def _unit_growth(self, name: str, units: int, clock: Clock, warnings: list[str]) -> tuple[Tensor, Tensor]:
+    def _survived(self, survival: Tensor, growth: Tensor, alive: Tensor, clock: Clock) -> Tensor:
+        """Survival after this step; the dead of a permanent rule keep what they died with."""
+        new = survival_step(survival, growth, self.rule.gamma(clock))
+        return torch.where(alive, new, survival) if self.rule.permanent else new
+
+    def _unit_growth(self, name: str, units: int, clock: Clock, notes: _Notes) -> tuple[Tensor, Tensor]:
         """u and growth of a group: the mean over the layers that drive it (those that must shrink together vote together)."""
         members = [layer for layer in self._layers if layer.out_group == name and layer.post is not None]
         uses, growths = [], []
@@ -389,14 +409,19 @@ class DPAP:
             score = self._score(layer, "unit", alive[torch.from_numpy(layer.out_units)]).cpu()
             per_unit = torch.zeros(units, dtype=score.dtype).index_add_(0, torch.from_numpy(layer.out_units), score)
             if self.rule.windowed and uninformed(per_unit, alive):
-                warnings.append(f"{layer.name}: no unit was active in this window; all count alike")
+                notes.warnings.append(f"{layer.name}: no unit stands out in this window (all scores are 0); all count alike")
+            if self.rule.windowed:
+                active = self._sums[(layer.weight, layer.call)].sums["y"].cpu() > 0
+                stuck = int((alive & (per_unit == 0))[torch.from_numpy(layer.out_units)][active].sum())
+                if stuck:
+                    notes.at_threshold[name] = notes.at_threshold.get(name, 0) + stuck
             links = self.rule.links(layer.kind, "unit", clock)
             use = grow(per_unit, alive, links[:1])
             uses.append(use)
             growths.append(grow(use, alive, links[1:]))
         return torch.stack(uses).mean(0), torch.stack(growths).mean(0).to(self.survival[name])
 
-    def _synapse_growth(self, layer: Layer, clock: Clock, warnings: list[str]) -> tuple[Tensor, Tensor]:
+    def _synapse_growth(self, layer: Layer, clock: Clock, notes: _Notes) -> tuple[Tensor, Tensor]:
         """u and growth of a weight's synapses: the mean over the calls of its layer."""
         alive = self._living_synapses(layer)
         uses, growths = [], []
@@ -405,7 +430,7 @@ class DPAP:
                 score = self._score(call, "synapse", alive)
                 rows = uninformed(score, alive) if self.rule.windowed else 0
                 if rows:
-                    warnings.append(f"{layer.name}: {rows} rows of synapses carried no information; all in them count alike")
+                    notes.warnings.append(f"{layer.name}: {rows} rows of synapses carried no information; all in them count alike")
                 links = self.rule.links(call.kind, "synapse", clock)
                 uses.append(grow(score, alive, links[:1]))
                 growths.append(grow(uses[-1], alive, links[1:]))
@@ -551,7 +576,7 @@ class DPAP:
     def _report(
         self,
         taker: Taker,
-        warnings: list[str],
+        notes: _Notes,
         survival: Mapping[str, Tensor],
         use: Mapping[str, Tensor],
         alive: Mapping[str, Tensor],
@@ -576,7 +601,8 @@ class DPAP:
             died_synapses=synapses,
             capped=sorted(taker.bound),
             skipped=sorted(taker.account.skipped),
-            warnings=warnings,
+            warnings=notes.warnings,
+            at_threshold=notes.at_threshold,
             use=dict(use),
             survival=dict(survival),
             alive=dict(alive),
@@ -598,7 +624,10 @@ class DPAP:
         self._developments += 1
         self._finished = self.rule.windowed and report.progress >= self.stop
         for warning in report.warnings:
-            log.warning("%s (step %d)", warning, report.step)
+            kind = warning.partition(":")[0]
+            self.warned[kind] += 1
+            if self.warned[kind] == 1:  # one line for each place, however often it comes back
+                log.warning("%s (step %d; counted in dev.warned from now on)", warning, report.step)
         return report
 
     def _strike_weights(self) -> None:

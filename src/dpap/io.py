@@ -147,7 +147,8 @@ def _rebuild(made: Any, folder: Path) -> nn.Module:
         )
     try:
         name, arguments = made["name"], dict(made["arguments"])
-        return build(name, **arguments)
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced; the caller's random numbers are not
+            return build(name, **arguments)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(
             folder / MANIFEST, f"built_from does not describe one of the models {', '.join(MODELS)}"

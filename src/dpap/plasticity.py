@@ -88,7 +88,7 @@ def slide_threshold(theta: Float[Tensor, "*B O"], post: Float[Tensor, "*B O"], n
 
 
 def bcm_closed_form(
-    post_squared: Float[Tensor, "*N"], post: Float[Tensor, "*N"], theta: Float[Tensor, "*N"], eps: float
+    post_squared: Float[Tensor, "*N"], post: Float[Tensor, "*N"], theta: Float[Tensor, "*#N"], eps: float
 ) -> Float[Tensor, "*N"]:
     """Size of the mean BCM change, |E[x y^2] - theta E[x y]|: Eq. (3), (4) and (6) with a threshold that is fixed in the window.
 

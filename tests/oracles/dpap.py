@@ -39,7 +39,8 @@ KAPPA_UNIT = 0.6
 KAPPA_SYNAPSE = 1.0
 RELATIVE_EPS = 1e-12  # a difference of two sums below this share of them is rounding
 LEVEL_MARGIN = 1e-6
-COUNT_SLACK = 1e-9  # products such as 0.1 * 30 and (1 - 0.9) * 20 miss their integer by rounding
+LEAST_SHARE = 0.25
+COUNT_SLACK = 1e-9  # products such as (1 - 0.9) * 20 and 0.1 * (a count) miss their integer by rounding
 
 
 # --- activity of a sample -------------------------------------------------------------------------
@@ -539,17 +540,19 @@ def _emergent_deaths(funeral: _Funeral, unit_u: Mapping[str, FloatArray], synaps
 def _deaths_for_target(
     funeral: _Funeral, unit_u: Mapping[str, FloatArray], synapse_u: Mapping[str, FloatArray], share: float
 ) -> None:
-    """Units at their emergent level, then synapses down to the share, then units where synapses cannot pay.
+    """Units at their emergent level, then synapses, then units again where synapses cannot or should not pay.
 
     Choice: an emergent death that would go below the share is passed over and the next, perhaps smaller, one is tried.
-    At q = 1 no cap applies, to units at their emergent level neither. Units pay beyond that level only if no cap on
-    synapses bound (else the rest waits for the next step) and the share is still not reached: there are no prunable
-    synapses, or the living ones are all at a floor. Without this last case a target below what the convolutions hold
-    could not be met although no floor forbids it.
+    At q = 1 no cap applies, to units at their emergent level neither. Synapses pay alone as long as the layers that
+    lose them keep a quarter of the share of their own: a small classifier must not pay for large convolutions. Then, if
+    no cap on synapses bound (else the rest waits for the next step), units pay beyond their level, and what is left
+    after them is paid by the last synapses.
     """
     network, q = funeral.network, funeral.tick.q
     total = count_weights(network.chain)
     wanted = share * total
+    synaptic = [layer for layer in network.chain if layer.has_prunable_synapses]
+    kept = LEAST_SHARE * share * sum(layer.kernel * layer.outputs * layer.inputs for layer in synaptic)
 
     def goes_below(weights: int) -> bool:
         return weights < wanted - COUNT_SLACK * total
@@ -557,15 +560,25 @@ def _deaths_for_target(
     def reached() -> bool:
         return funeral.weights_left() <= wanted + COUNT_SLACK * total
 
+    def synaptic_weights() -> int:
+        living = all_living_synapses(network.chain, network.alive, network.synapses)
+        return sum(layer.kernel * int(living[layer.name].sum()) for layer in synaptic)
+
     for unit in _units_by_survival(network, unit_u, _level_with_margin(q, KAPPA_UNIT)):
         funeral.unit(unit, spare=goes_below)
     for synapse in _synapses_by_survival(network, synapse_u, math.inf):
         if reached():
             return
+        if synaptic_weights() <= kept:
+            break
         funeral.synapse(synapse)
-    if funeral.capped_synapses:
+    if reached() or funeral.capped_synapses:
         return
     for unit in _units_by_survival(network, unit_u, math.inf):
         if reached():
             return
         funeral.unit(unit)
+    for synapse in _synapses_by_survival(network, synapse_u, math.inf):
+        if reached():
+            return
+        funeral.synapse(synapse)

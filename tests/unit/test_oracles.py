@@ -135,6 +135,13 @@ class TestReleased:
         assert released.death_epoch(0.065, "conv") is not None
         assert released.death_epoch(0.51, "linear") is not None
 
+    def test_change_of_survival(self) -> None:
+        assert released.survival_change(0.0, "conv", 16) == -0.65
+        assert released.survival_change(0.0, "conv", 17) == pytest.approx(-0.65 / math.e)
+        assert released.survival_change(0.325, "conv", 5) == 0.0  # no bonus at delta = 0
+        assert released.survival_change(0.35, "conv", 5) == pytest.approx(0.05 + 5.0)
+        assert released.survival_change(1.0, "linear", 18) == pytest.approx((2.0 - 1.5 + 2.0) / math.e)
+
     def test_trace(self) -> None:
         """1, 0, 1, 1 at decay 0.5 is 1.625, over T = 4; positions add up."""
         train = np.array([1.0, 0.0, 1.0, 1.0])
@@ -642,6 +649,15 @@ class TestDpapDeaths:
         assert {name: len(died) for name, died in funeral.died_synapses.items()} == {"a": 1, "b": 3, "out": 1}
         assert funeral.capped_synapses == {"a", "b", "out"}
         assert not any(funeral.died_units.values())
+
+    def test_caps_do_not_apply_to_a_target_at_q_1(self) -> None:
+        batch = short_record().epochs[0][0]
+        for q, met in ((1.0, True), (1.0 - 1e-9, False)):
+            network = dpap.Network.newborn(short_record().chain, records.random_weights(short_record().chain))
+            tick = dpap.Tick(call=1, p=0.5, dp=0.001, q=q)
+            step = dpap.develop(network, [batch], tick, target=0.8)
+            assert (step.connectivity <= 0.8) == met
+            assert ("fc" in step.capped_synapses) != met
 
     def test_units_pay_where_no_synapse_is_prunable(self) -> None:
         chain = tuple(dataclasses.replace(layer, synapses_prunable=False) for layer in small_chain())

@@ -234,6 +234,8 @@ class Walk:
     layers: list[_LayerCall] = field(default_factory=list)
     neurons: list[_NeuronCall] = field(default_factory=list)
     time_marks: dict[str, int] = field(default_factory=dict)
+    folds: list[tuple[IntArray, str]] = field(default_factory=list)
+    """Units that a reshape folded into another axis, and the line of the model where it did."""
     passed: list[str] = field(default_factory=list)
     """Operators without a rule that `unknown="protect"` let pass."""
     _parent: list[int] = field(default_factory=list)
@@ -344,8 +346,8 @@ def find_groups(
     prefix = "" if forward is None else "model."
     walk = Walk(modules=dict(model.named_modules()), unknown=unknown)
     _run(walk, program, prefix)
-    why = _selected(model, ignore, only)
-    return _finish(walk, _groups(walk, model, why), why)
+    selection = _Selection.of(model, ignore, only)
+    return _finish(walk, _groups(walk, model, selection), selection)
 
 
 def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str) -> None:
@@ -384,37 +386,44 @@ def _patterns(patterns: Sequence[Pattern] | Pattern) -> list[Pattern]:
     return [patterns] if isinstance(patterns, (str, nn.Module)) else list(patterns)
 
 
-def _selected(
-    model: nn.Module, ignore: Sequence[Pattern] | Pattern, only: Sequence[Pattern] | Pattern | None
-) -> Callable[[str], str | None]:
-    """module path -> why its units and synapses stay, or None."""
-    names = dict(model.named_modules())
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Module paths that the user left out or picked, children included."""
 
-    def matches(pattern: Pattern, argument: str) -> set[str]:
-        found = {
-            name
-            for name, module in names.items()
-            if (module is pattern if isinstance(pattern, nn.Module) else fnmatchcase(name, pattern))
-        }
-        if not found:
-            text = f"{pattern!r}" if isinstance(pattern, str) else f"a {type(pattern).__name__}"
-            raise DPAPError(
-                f"{argument}={text} matches no module of the model.",
-                fix="use a name of model.named_modules(), a glob over these names, or one of its modules.",
-            )
-        return found | {n for n in names if any(n.startswith(f + ".") for f in found if f)}
+    ignored: frozenset[str]
+    only: frozenset[str] | None
 
-    out = set().union(*(matches(p, "ignore") for p in _patterns(ignore)))
-    kept = None if only is None else set().union(*(matches(p, "only") for p in _patterns(only)))
+    @classmethod
+    def of(
+        cls, model: nn.Module, ignore: Sequence[Pattern] | Pattern, only: Sequence[Pattern] | Pattern | None
+    ) -> _Selection:
+        names = dict(model.named_modules())
+        picked = None if only is None else frozenset().union(*(_matches(names, p, "only") for p in _patterns(only)))
+        return cls(frozenset().union(*(_matches(names, p, "ignore") for p in _patterns(ignore))), picked)
 
-    def why(name: str) -> str | None:
-        if name in out:
+    def keeps(self, paths: Iterable[str]) -> str | None:
+        """Why what these modules make stays; None: it may die."""
+        paths = set(paths)
+        if paths & self.ignored:
             return "ignored"
-        if kept is not None and name not in kept:
+        if self.only is not None and not paths & self.only:
             return "not named in only="
         return None
 
-    return why
+
+def _matches(names: Mapping[str, nn.Module], pattern: Pattern, argument: str) -> set[str]:
+    found = {
+        name
+        for name, module in names.items()
+        if (module is pattern if isinstance(pattern, nn.Module) else fnmatchcase(name, pattern))
+    }
+    if not found:
+        text = f"{pattern!r}" if isinstance(pattern, str) else f"a {type(pattern).__name__}"
+        raise DPAPError(
+            f"{argument}={text} matches no module of the model.",
+            fix="use a name of model.named_modules(), a glob over these names, or one of its modules.",
+        )
+    return found | {n for n in names if any(n.startswith(f + ".") for f in found if f)}
 
 
 @dataclass(slots=True)
@@ -432,7 +441,7 @@ class _Found:
     """root id -> (index of the group, unit)."""
 
 
-def _groups(walk: Walk, model: nn.Module, why: Callable[[str], str | None]) -> _Found:
+def _groups(walk: Walk, model: nn.Module, selection: _Selection) -> _Found:
     members: dict[int, _Member] = defaultdict(_Member)
     for ids, tensor, axis, produces, masked in walk._entries:
         for index, unit in enumerate(ids.tolist()):
@@ -445,7 +454,7 @@ def _groups(walk: Walk, model: nn.Module, why: Callable[[str], str | None]) -> _
         member.protected = member.protected or reason
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     for member in members.values():
-        member.protected = member.protected or _why_protected(member, why, frozen)
+        member.protected = member.protected or _why_protected(member, selection, frozen)
 
     by_key: dict[Any, list[int]] = defaultdict(list)
     for root in sorted(members):
@@ -464,14 +473,11 @@ def _groups(walk: Walk, model: nn.Module, why: Callable[[str], str | None]) -> _
     return found
 
 
-def _why_protected(member: _Member, why: Callable[[str], str | None], frozen: set[str]) -> str | None:
-    for tensor, _, produces, masked in member.entries:
+def _why_protected(member: _Member, selection: _Selection, frozen: set[str]) -> str | None:
+    for tensor, _, _, masked in member.entries:
         if tensor in frozen and masked:
             return f"frozen parameter {tensor}"
-        reason = why(tensor.rpartition(".")[0])
-        if produces and reason:
-            return reason
-    return None
+    return selection.keeps(tensor.rpartition(".")[0] for tensor, _, produces, _ in member.entries if produces)
 
 
 def _make_group(roots: list[int], members: dict[int, _Member], reason: str | None, taken: set[str]) -> UnitGroup:
@@ -493,7 +499,7 @@ def _make_group(roots: list[int], members: dict[int, _Member], reason: str | Non
     )
 
 
-def _finish(walk: Walk, found: _Found, why: Callable[[str], str | None]) -> Graph:
+def _finish(walk: Walk, found: _Found, selection: _Selection) -> Graph:
     num_steps = max(walk.time_marks.values(), default=1)
     layout = _Layouts(walk.time_marks, num_steps)
     layers = tuple(_layer(call, walk, found, layout) for call in walk.layers)
@@ -510,14 +516,27 @@ def _finish(walk: Walk, found: _Found, why: Callable[[str], str | None]) -> Grap
         ]
         if unseen and reason is None:
             reason = f"{unseen[0]} is used without a module call that could be observed"
-        groups.append(dataclasses.replace(group, sites=tuple(sites[group.name]), protected=reason))
+        groups.append(
+            dataclasses.replace(
+                group, sites=tuple(sites[group.name]), protected=reason, reshaped_at=_reshaped_at(walk, found, group.name)
+            )
+        )
     return Graph(
         groups=tuple(groups),
         layers=layers,
         neurons=tuple(_neuron_site(call, walk, found, layout) for call in walk.neurons),
         num_steps=num_steps,
-        ignored=tuple(layer.weight for layer in layers if why(layer.name)),
+        ignored=tuple(layer.weight for layer in layers if selection.keeps([layer.name])),
     )
+
+
+def _reshaped_at(walk: Walk, found: _Found, name: str) -> tuple[str, ...]:
+    lines = []
+    for ids, line in walk.folds:
+        owners = {found.groups[found.where[walk.find(u)][0]].name for u in ids.tolist() if u >= 0}
+        if name in owners and line not in lines:
+            lines.append(line)
+    return tuple(lines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,8 @@ class UnitGroup:
     sites: tuple[Site, ...]
     protected: str | None = None
     """Why these units are not pruned; None: they are prunable."""
+    reshaped_at: tuple[str, ...] = ()
+    """Lines of the model where a reshape folds the units into another axis: where a hard-coded size would sit."""
 
     def to_json(self) -> dict[str, Any]:
         return {

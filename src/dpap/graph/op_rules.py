@@ -529,6 +529,8 @@ def _reshape(walk: Walk, node: Any, x: Value, *rest: Any) -> Value:
             for name, index in (("", x.units[axis]), *x.marks[axis].items()):
                 if index is not None:
                     _land(walk, out, target, name, _along(index, source, axis, x.shape))
+        folded = [x.units[axis] for axis in source if len(source) > 1]
+        walk.folds += [(ids, model_line(node.stack_trace)) for ids in folded if ids is not None]
     return out
 
 

@@ -57,8 +57,8 @@ def count_synapses(
 def sparsity_paper(graph: Graph, alive: Mapping[str, Tensor] = ALL, synapses: Mapping[str, Tensor] = ALL) -> float:
     """Share of own zero weights over all convolution and linear weights, as papers report it; for comparison only.
 
-    A dead unit's incoming weights count as zero, and a living unit's dead synapses; the weights that read a dead unit do
-    not, although they can carry nothing. So it is at most 1 minus `connectivity`.
+    A dead unit's incoming weights count as zero, and a living unit's dead synapses; the weights that read a dead unit
+    do not, although they can carry nothing. So it is at most 1 minus `connectivity`.
     """
     check_living(graph, alive, synapses)
     total = kept = 0

@@ -31,9 +31,14 @@ def build(name: str, **arguments: Any) -> nn.Module:
     """The model of that name; `built_from(model)` tells later how it was made."""
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
+    arguments = {key: _tuples(value) for key, value in arguments.items()}  # JSON gives lists
     model = MODELS[name](**arguments)
-    model._dpap_built_from = BuiltFrom(name=name, arguments=dict(arguments))  # type: ignore[assignment]
+    model._dpap_built_from = BuiltFrom(name=name, arguments=arguments)  # type: ignore[assignment]
     return model
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, (list, tuple)) else value
 
 
 def built_from(model: nn.Module) -> BuiltFrom | None:

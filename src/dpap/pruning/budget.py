@@ -20,6 +20,7 @@ from dpap.survival import scheduled_share, synapse_cap, unit_cap, unit_floor
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.floating[Any]]
+LEAST_SHARE = 0.25
 METRICS = ("connectivity", "macs", "parameters", "sops")
 
 
@@ -58,6 +59,8 @@ class Account:
     alive: list[BoolArray]
     floors: list[int]
     protected: list[bool]
+    prunable: frozenset[str]
+    """Weights whose synapses die one by one."""
     inputs: list[IntArray] = field(default_factory=list)
     """Per group, per unit: living synapses that arrive; -1 where no layer drives the unit."""
     outputs: list[IntArray] = field(default_factory=list)
@@ -72,7 +75,7 @@ class Account:
     def of(
         cls, graph: Graph, alive: Mapping[str, BoolArray], synapses: Mapping[str, BoolArray], *, floors: bool = True
     ) -> Account:
-        """Open an account. `alive`: group -> (units,); `synapses`: weight -> (O, I), missing = all alive."""
+        """Open an account. `alive`: group -> (units,); `synapses`: weight -> (O, I), of the weights that lose synapses."""
         number = {g.name: n for n, g in enumerate(graph.groups)}
         living = [np.array(alive[g.name], dtype=bool) for g in graph.groups]
         edges: dict[str, _Edge] = {}
@@ -87,6 +90,7 @@ class Account:
             alive=living,
             floors=[unit_floor(g.units) if floors else 0 for g in graph.groups],
             protected=[g.protected is not None for g in graph.groups],
+            prunable=frozenset(synapses),
         )
         account._count()
         return account
@@ -130,6 +134,10 @@ class Account:
     def sops(self) -> float:
         """Synaptic operations per sample at the firing rates of the last window."""
         return float(sum(a @ edge.col for a, edge in zip(self.arrivals, self.edges, strict=True) if a is not None))
+
+    def synaptic(self) -> int:
+        """Living synapses, in weights, of the weights that lose synapses one by one."""
+        return sum(int(edge.row.sum()) * edge.kernel for edge in self.edges if edge.weight in self.prunable)
 
     def count(self, metric: str) -> float:
         return float(getattr(self, metric)())
@@ -352,18 +360,20 @@ class Taker:
         for owner, index in candidates.in_order(candidates.fallen):
             self.take(is_unit, owner, index, at_least=at_least)
 
-    def until(self, is_unit: bool, candidates: Candidates, metric: str, most: float) -> bool:
-        """By order, whatever the level, until the count is down to `most`; whether it got there."""
+    def until(self, is_unit: bool, candidates: Candidates, metric: str, most: float, *, keep: float = 0) -> bool:
+        """By order, whatever the level, until the count is down to `most`; whether it got there.
+
+        `keep`: stop as well when no more synapses than that are left in the weights that lose synapses.
+        """
         account = self.account
-        counter = _Countdown(account, metric)
-        if counter.value <= most:
-            return True
+        counter, own = _Countdown(account, metric), _Countdown(account, "synaptic")
         for owner, index in candidates.in_order():
+            if counter.value <= most or own.value <= keep:
+                break
             if self.take(is_unit, owner, index):
                 counter.after(is_unit, owner, index)
-                if counter.value <= most:
-                    return True
-        return False
+                own.after(is_unit, owner, index)
+        return counter.value <= most
 
 
 @dataclass
@@ -381,7 +391,7 @@ class _Countdown:
     def after(self, is_unit: bool, owner: int, index: int) -> None:
         if is_unit or len(self.account.isolated) != self._isolated:
             self.__post_init__()
-        elif self.metric == "connectivity":
+        elif self.metric in ("connectivity", "synaptic"):
             self.value -= self.account.edges[owner].kernel
         elif self.metric == "sops":
             arrivals = self.account.arrivals[owner]
@@ -397,8 +407,9 @@ def choose(
 ) -> None:
     """Take the victims of one development step. Without a target: everybody below the level, within floors and caps.
 
-    MACs and parameters are paid by units alone; connectivity by units below their level, then by synapses where these are
-    prunable, else by units; SOPs by units, then synapses.
+    MACs and parameters are paid by units alone; SOPs by units, then synapses. Connectivity is paid by units below their level,
+    then by synapses, as long as the layers that lose them keep a quarter of the share themselves: a small classifier must not
+    pay for large convolutions. What is missing then is paid by units, and at last by the synapses left.
     """
     most = {metric: scheduled_share(q, share) * reference[metric] for metric, share in target.items()}
     structural = [m for m in ("macs", "parameters") if m in most]
@@ -410,17 +421,19 @@ def choose(
         limit = ("connectivity", most["connectivity"])
         if not structural:
             taker.fallen(True, units, at_least=limit)
-        reached = taker.until(False, synapses, *limit)
-        # The last step of the window pays what is left, if need be with units.
-        if not reached and not structural and (q >= 1 or not len(synapses.owner)):
-            taker.until(True, units, *limit)
+        keep = LEAST_SHARE * scheduled_share(q, target["connectivity"]) * reference["synaptic"]
+        reached = taker.until(False, synapses, *limit, keep=keep)
+        if not reached and not taker.bound & taker.account.prunable:
+            reached = not structural and taker.until(True, units, *limit)
+            if not reached:
+                taker.until(False, synapses, *limit)
     if not most:
         taker.fallen(True, units)
     if "connectivity" not in most and "sops" not in most:
         taker.fallen(False, synapses)
 
 
-def check_target(target: Mapping[str, float] | None, account: Account, prunable_synapses: Sequence[str], kinds: set[str]) -> dict[str, float]:
+def check_target(target: Mapping[str, float] | None, account: Account, kinds: set[str]) -> dict[str, float]:
     """A target that can be met, or the reason why it cannot.
 
     Raises:
@@ -440,7 +453,7 @@ def check_target(target: Mapping[str, float] | None, account: Account, prunable_
     for metric, share in target.items():
         if metric == "sops":
             continue  # depends on firing rates, not known at the start
-        lowest = _lowest(metric, account, prunable_synapses, kinds) / account.count(metric)
+        lowest = _lowest(metric, account, kinds) / account.count(metric)
         if share < lowest:
             raise DPAPError(
                 f"The target of {share:.2%} {metric} cannot be reached: floors and protected parts keep at least {lowest:.2%}.",
@@ -449,7 +462,7 @@ def check_target(target: Mapping[str, float] | None, account: Account, prunable_
     return target
 
 
-def _lowest(metric: str, account: Account, prunable_synapses: Sequence[str], kinds: set[str]) -> float:
+def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
     """A bound from below: every group at its floor, every prunable row at one synapse."""
     left = [
         a.sum() if p or "unit" not in kinds else f for a, p, f in zip(account.alive, account.protected, account.floors, strict=True)
@@ -460,7 +473,7 @@ def _lowest(metric: str, account: Account, prunable_synapses: Sequence[str], kin
         columns = int((edge.in_groups < 0).sum())
         for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
             columns += int((edge.in_groups == group).sum()) * left[group] // len(account.alive[group])
-        if metric == "connectivity" and edge.weight in prunable_synapses:
+        if metric == "connectivity" and edge.weight in account.prunable:
             total += rows
         else:
             total += rows * columns * (edge.macs if metric == "macs" else edge.kernel)

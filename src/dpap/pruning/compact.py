@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from dpap.errors import DPAPError
 from dpap.graph.adapters import neuron_info
 from dpap.graph.front import Forward, model_line
-from dpap.graph.group import Graph
+from dpap.graph.group import Graph, UnitGroup
 from dpap.hooks import OwnHook
 from dpap.pruning.mask import dead_masks
 from dpap.pruning.slice import Alive, cut
@@ -53,15 +54,17 @@ def trial_cut(model: nn.Module, graph: Graph, example_input: Any, forward: Forwa
         for group in prunable:
             own = _problem(model, graph, _half(graph, [group.name]), example, forward)
             if own:
-                _refuse(group.name, own)
-        _refuse(", ".join(g.name for g in prunable), problem)
+                _refuse([group], own)
+        _refuse(prunable, problem)
 
 
-def _refuse(name: str, problem: tuple[str, str]) -> None:
+def _refuse(groups: Sequence[UnitGroup], problem: tuple[str, str]) -> None:
     what, where = problem
+    name = ", ".join(group.name for group in groups)
+    lines = [line for group in groups for line in group.reshaped_at]
     raise DPAPError(
         f"The units of {name} cannot be removed: {what}",
-        where=where or name,
+        where="; reshaped before that at ".join(filter(None, [where, "; ".join(lines)])) or name,
         fix=f"write the shape so that it follows the tensor (flatten(1), -1, x.shape), or keep these units with ignore={name!r}.",
     )
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -134,12 +135,12 @@ class RunFolder:
     def write_lines(self, lines: Sequence[Line]) -> None:
         write_atomic(self.history_path, to_text(lines).encode())
 
-    def write_development(self, record: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def write_development(self, record: Mapping[str, npt.NDArray[Any]]) -> None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **record)  # type: ignore[arg-type]
         write_atomic(self.development_path, buffer.getvalue())
 
-    def read_development(self, steps: int) -> dict[str, np.ndarray[Any, Any]]:
+    def read_development(self, steps: int) -> dict[str, npt.NDArray[Any]]:
         """The record of the first `steps` development steps.
 
         Raises:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from dpap.training.checkpoint import RunFolder, restore
 from dpap.training.evaluate import Evaluation, evaluate_saved, require_device, split_accuracy
 from dpap.training.randomness import derived_seed, generator, seed_global
 
-Record = dict[str, np.ndarray[Any, Any]]
+Record = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,59 @@
+"""What every recipe keeps to."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from tiny_runs import tiny
+
+from dpap.config import from_dict, to_toml
+from dpap.errors import DPAPError
+from dpap.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from dpap.report.history import read_history
+from dpap.training.loop import train
+
+
+def test_there_are_recipes_and_a_default() -> None:
+    assert {"digits-snn", "digits-ann"} <= RECIPES.keys()
+    assert DEFAULT_RECIPE in RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_says_what_it_is_and_keeps_its_name(name: str) -> None:
+    doc = RECIPES[name].__doc__
+    assert doc is not None
+    assert doc.strip().endswith(".")
+    assert recipe(name).recipe == name
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_complete_and_the_same_at_every_call(name: str) -> None:
+    config = recipe(name)
+    assert recipe(name) == config
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+    assert config.control
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_development_begins_after_the_warm_up_and_ends_while_the_rate_is_high(name: str) -> None:
+    config = recipe(name)
+    assert config.optimizer.warmup <= config.development.start
+    assert config.development.stop <= 0.6  # half a cosine is above a quarter of its peak until two thirds of the run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_tiny_run_of_a_recipe_learns_and_reaches_its_target(name: str, tmp_path: Path) -> None:
+    done = train(tiny(name), tmp_path / "run")
+    epochs = read_history(tmp_path / "run" / "history.jsonl").epochs
+    assert epochs[-1].loss < epochs[0].loss
+    assert done.result.connectivity == pytest.approx(0.4, abs=0.01)
+    assert epochs[-1].connectivity == pytest.approx(done.result.connectivity, abs=1e-12)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(DPAPError, match="did you mean 'digits-snn'"):
+        recipe("digit-snn")

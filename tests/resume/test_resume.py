@@ -1,0 +1,260 @@
+"""A run that was interrupted ends, bit for bit, like one that was not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import tiny
+
+from dpap.config import Config
+from dpap.errors import DPAPError
+from dpap.io import read_state
+from dpap.recipes import RECIPES
+from dpap.report.history import EpochLine, from_text, read_history, without_time
+from dpap.training.loop import Progress, resume, train
+
+# What a run may differ in: the network, the rule, the optimizer, the batches. Every recipe, then one row for each.
+CASES: dict[str, Config] = {name: tiny(name) for name in RECIPES} | {
+    "emergent": tiny(development__target__connectivity="none"),
+    "units pay": tiny(development__target__connectivity="none", development__target__macs="0.6"),
+    "SOPs": tiny(development__target__connectivity="none", development__target__sops="0.6"),
+    "sparse observing": tiny(data__batch_size="64", development__observe_every="3", epochs="4"),
+    "random score": tiny(development__score="random"),
+    "stdp score": tiny(development__score="stdp"),
+    "paper": tiny(development__rule="paper", development__target__connectivity="none"),
+    "released": tiny(development__rule="released", development__target__connectivity="none", epochs="7"),
+    "no pruning": tiny(development__rule="none"),
+    "sgd, plif, mse": tiny(
+        optimizer__name="sgd",
+        optimizer__lr="0.1",
+        optimizer__loss="mse",
+        optimizer__clip="1.0",
+        model__neuron="plif",
+        model__readout="spikes",
+    ),
+    "with control": tiny(control="true", epochs="3", development__start="0.2"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interrupted_at_every_epoch_boundary(name: str, tmp_path: Path) -> None:
+    config = CASES[name]
+    whole = tmp_path / "whole"
+
+    def copy(now: Progress) -> None:
+        """What a power cut in the first batch of an epoch leaves behind."""
+        if now.batch == 1 and (now.control or not (whole / "control").exists()):
+            shutil.copytree(whole, tmp_path / f"{'control' if now.control else 'run'}-{now.epoch}", dirs_exist_ok=True)
+
+    done = train(config, whole, watch=copy)
+    cut = sorted(tmp_path.glob("*-*"))
+    assert len(cut) == config.epochs * (2 if config.control else 1)
+    if config.development.rule == "dpap":
+        inside = [line.epoch for line in read_history(whole / "history.jsonl").development if line.progress < 0.5]
+        assert len(set(inside)) > 1, "the window must hold an epoch boundary"
+    for folder in cut:
+        torch.manual_seed(123)  # nothing may hang on what the process drew before
+        torch.rand(7)
+        again = resume(folder)
+        assert_same_run(folder, whole)
+        if config.control:
+            assert_same_run(folder / "control", whole / "control")
+        assert again.result.test_accuracy == done.result.test_accuracy
+
+
+def test_the_cases_kill(tmp_path: Path) -> None:
+    """So that the equality above is one of pruned networks."""
+    for name in ("digits-snn", "emergent", "units pay", "stdp score"):
+        train(CASES[name], tmp_path / name)
+        history = read_history(tmp_path / name / "history.jsonl")
+        assert history.epochs[-1].connectivity < 0.95, name
+        assert any(line.died_units or line.died_synapses for line in history.development)
+
+
+def test_the_same_config_gives_the_same_run(tmp_path: Path) -> None:
+    config = tiny()
+    train(config, tmp_path / "a")
+    torch.rand(5)
+    train(config, tmp_path / "b")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    train(tiny(seed="1"), tmp_path / "c")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "a", tmp_path / "c")
+
+
+def test_ctrl_c_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    config = tiny()
+    train(config, tmp_path / "whole")
+
+    def interrupt(now: Progress) -> None:
+        if (now.epoch, now.batch) == (4, 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", watch=interrupt)
+    history = read_history(tmp_path / "cut" / "history.jsonl")
+    assert [line.epoch for line in history.epochs] == [1, 2, 3]
+    assert history.result is None
+    assert not (tmp_path / "cut" / "model").exists()
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny()
+    train(config, tmp_path / "whole")
+
+    def interrupt(now: Progress) -> None:
+        if now.epoch == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "cut", watch=interrupt)
+    kept = sorted((tmp_path / "cut" / "checkpoint").iterdir())
+    assert [path.name for path in kept] == ["epoch-0003", "epoch-0004"]
+    tensors = kept[1] / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        resume(tmp_path / "cut")
+    assert "passed over" in caplog.text
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_all_checkpoints_damaged(tmp_path: Path) -> None:
+    train(tiny(epochs="2"), tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoint").glob("*/state.json"):
+        path.write_text("{")
+    before = (tmp_path / "run" / "history.jsonl").read_bytes()
+    with pytest.raises(DPAPError, match="not JSON"):
+        resume(tmp_path / "run")
+    assert (tmp_path / "run" / "history.jsonl").read_bytes() == before
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    done = train(tiny(epochs="2"), tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert resume(tmp_path / "run") == done
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_run_cut_off_before_its_result_gets_it(tmp_path: Path) -> None:
+    train(tiny(), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "model")
+    lines = (tmp_path / "cut" / "history.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut" / "history.jsonl").write_text("".join(lines[:-1]))
+    resume(tmp_path / "cut")
+    assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
+    train(tiny(epochs="2"), tmp_path / "run")
+    path = tmp_path / "run" / "config.toml"
+    path.write_text(path.read_text().replace("epochs = 2", "epochs = 3"))
+    with pytest.raises(DPAPError, match="config was changed") as caught:
+        resume(tmp_path / "run")
+    assert "dpap train" in caught.value.fix
+
+
+def test_history_and_development_that_were_cut_are_refused(tmp_path: Path) -> None:
+    train(tiny(), tmp_path / "run")
+    path = tmp_path / "run" / "history.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[:-2]))
+    with pytest.raises(DPAPError, match="The history has"):
+        resume(tmp_path / "run")
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    (tmp_path / "run" / "development.npz").write_bytes(b"PK")
+    with pytest.raises(DPAPError, match="record of development cannot be read"):
+        resume(tmp_path / "run")
+
+
+def test_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(DPAPError, match="no run folder"):
+        resume(tmp_path)
+
+
+def test_the_folder_of_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    done = train(tiny(control="true", epochs="4"), path)
+    names = ["checkpoint", "config.toml", "control", "development.npz", "environment.json", "history.jsonl", "model"]
+    assert sorted(p.name for p in path.iterdir()) == names
+    assert sorted(p.name for p in (path / "control").iterdir()) == [n for n in names if n != "control"]
+    history = read_history(path / "history.jsonl")
+    assert history.result == done.result
+    assert done.control is not None
+    assert done.control.connectivity == 1.0
+    with np.load(path / "development.npz") as record:
+        steps = len(history.development)
+        assert steps > 5
+        assert record["step"].tolist() == [line.step for line in history.development]
+        assert record["progress"].tolist() == [line.progress for line in history.development]
+        for group, units in (("conv1", 4), ("conv2", 6), ("fc1", 12)):
+            for kind in ("use", "survival", "alive"):
+                assert record[f"{kind}/{group}"].shape == (steps, units)
+            alive = record[f"alive/{group}"]
+            assert alive.dtype == bool
+            assert (alive[1:] <= alive[:-1]).all(), "nobody comes back to life"
+            assert alive[-1].sum() == history.epochs[-1].alive_units[group]
+    text = (path / "environment.json").read_text()
+    assert {"python", "torch", "dpap", "device", "threads"} <= json.loads(text).keys()
+    for file in (*path.rglob("*.json"), *path.rglob("*.toml"), *path.rglob("*.jsonl")):
+        assert str(tmp_path) not in file.read_text()
+
+
+def test_the_control_has_the_same_start_and_batches(tmp_path: Path) -> None:
+    train(tiny(control="true", epochs="4"), tmp_path / "run")
+    mine = read_history(tmp_path / "run" / "history.jsonl").epochs
+    theirs = read_history(tmp_path / "run" / "control" / "history.jsonl").epochs
+    # Nothing dies in the first tenth of a run, so the first batches are the same; an epoch of them is not quite.
+    assert abs(mine[0].loss - theirs[0].loss) < 0.3
+    assert mine[-1].loss != theirs[-1].loss
+    config = tiny(epochs="4", development__start="0.4")  # the whole first epoch is before any death
+    train(config, tmp_path / "late")
+    assert read_history(tmp_path / "late" / "history.jsonl").epochs[0].loss == theirs[0].loss
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    """Weights, masks, development state, optimizer state, record and history but for its time fields."""
+    for folder in (left, right):
+        assert (folder / "model" / "model.safetensors").exists()
+    newest = sorted(path.name for path in (right / "checkpoint").iterdir())
+    assert sorted(path.name for path in (left / "checkpoint").iterdir()) == newest
+    for name in newest:
+        assert_equal(read_state(left / "checkpoint" / name), read_state(right / "checkpoint" / name), name)
+    tensors, manifest = Path("model/model.safetensors"), Path("model/manifest.json")
+    assert (left / tensors).read_bytes() == (right / tensors).read_bytes()
+    assert (left / manifest).read_bytes() == (right / manifest).read_bytes()
+    with np.load(left / "development.npz") as a, np.load(right / "development.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name], strict=True)
+    histories = [from_text((folder / "history.jsonl").read_text(), str(folder)) for folder in (left, right)]
+    assert any(isinstance(line, EpochLine) for line in histories[0])
+    assert without_time(histories[0]) == without_time(histories[1])
+
+
+def assert_equal(left: object, right: object, where: str) -> None:
+    assert type(left) is type(right), where
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        assert left.dtype == right.dtype, where
+        assert left.stride() == right.stride(), where
+        assert torch.equal(left, right), where
+    elif isinstance(left, dict) and isinstance(right, dict):
+        assert list(left) == list(right), where
+        for key, value in left.items():
+            assert_equal(value, right[key], f"{where}/{key}")
+    elif isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        assert len(left) == len(right), where
+        for n, (a, b) in enumerate(zip(left, right, strict=True)):
+            assert_equal(a, b, f"{where}/{n}")
+    else:
+        assert left == right, where

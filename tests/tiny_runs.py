@@ -1,0 +1,30 @@
+"""Runs that take a second or two, for tests."""
+
+from __future__ import annotations
+
+from dpap.config import Config, override
+from dpap.recipes import recipe
+
+TINY = {
+    "epochs": "6",
+    "control": "false",
+    "data.batch_size": "256",
+    "data.hold_out": "true",
+    "data.shift": "1",
+    "model.blocks": "[[4, 6]]",
+    "model.hidden": "[12]",
+    "model.dropout": "0.2",
+    "optimizer.lr": "0.01",
+    "optimizer.warmup": "0.05",
+    "development.development_steps": "30",
+    "development.observe_every": "1",
+    "development.target.connectivity": "0.4",
+}
+
+
+def tiny(name: str = "digits-snn", **changes: str) -> Config:
+    """The recipe of that name made small; `changes` are settings with `__` for a dot."""
+    config = recipe(name)
+    for key, value in {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
+        config = override(config, key, value)
+    return config

@@ -1,0 +1,214 @@
+"""Configs: checked when made, complete as TOML, helpful about mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpap.config import (
+    Config,
+    DataConfig,
+    DevelopmentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TargetConfig,
+    from_dict,
+    override,
+    read_config,
+    to_dict,
+    to_toml,
+)
+from dpap.errors import DPAPError
+from dpap.recipes import RECIPES
+
+SECTIONS = (Config, DataConfig, ModelConfig, OptimizerConfig, DevelopmentConfig, TargetConfig)
+
+
+@pytest.mark.parametrize("cls", SECTIONS)
+def test_sections_are_frozen_and_keyword_only(cls: type) -> None:
+    with pytest.raises(TypeError):
+        cls(1)
+    made = cls()
+    name = dataclasses.fields(cls)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, name, getattr(made, name))
+
+
+def test_toml_round_trip_of_every_recipe() -> None:
+    assert RECIPES
+    for make in RECIPES.values():
+        config = make()
+        assert from_dict(tomllib.loads(to_toml(config))) == config
+
+
+def test_toml_round_trip_of_unusual_values() -> None:
+    config = Config(
+        recipe='a "quoted" \\ name\nwith a \x7f break',
+        threads=3,
+        control=False,
+        model=ModelConfig(blocks=((3,), (4, 5)), hidden=(), neuron="plif", dropout=0.25, readout="spikes"),
+        optimizer=OptimizerConfig(name="sgd", lr=1e-05, clip=1.5, weight_decay=0.1 + 0.2, loss="mse"),
+        development=DevelopmentConfig(score="magnitude", target=TargetConfig(macs=0.5, connectivity=1 / 3)),
+    )
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+
+
+def test_toml_is_complete() -> None:
+    def keys(tree: dict[str, Any], prefix: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in tree.items():
+            found |= keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+        return found
+
+    written = keys(tomllib.loads(to_toml(Config())))
+    assert written == keys(to_dict(Config()))
+    assert {"epochs", "threads", "optimizer.clip", "development.target.connectivity", "model.num_steps"} <= written
+
+
+def test_absent_settings_are_the_word_none() -> None:
+    assert 'clip = "none"' in to_toml(Config())
+    assert from_dict({"optimizer": {"clip": "none"}}).optimizer.clip is None
+    assert override(Config(), "development.target.connectivity", "none").development.target.named() is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("epochs", -3, "a whole number, at least 1"),
+        ("epochs", 0, "a whole number, at least 1"),
+        ("epochs", 2.5, "a whole number"),
+        ("epochs", True, "a whole number"),
+        ("epochs", "many", "a whole number"),
+        ("seed", -1, "a whole number, at least 0"),
+        ("threads", 0, "a whole number, at least 1, or none"),
+        ("control", 1, "true or false"),
+        ("data.batch_size", 0, "a whole number, at least 1"),
+        ("data.shift", -1, "a whole number, at least 0"),
+        ("model.blocks", [[]], "lists of widths"),
+        ("model.blocks", [[16, 0]], "lists of widths"),
+        ("model.blocks", [16], "a list, each entry a whole number"),
+        ("model.hidden", 128, "a list, each entry a whole number"),
+        ("model.hidden", [0], "a list of widths"),
+        ("model.tau", 0.5, "a number, at least 1"),
+        ("model.dropout", 1.0, "a number from 0 to below 1"),
+        ("model.num_steps", 0, "a whole number, at least 1"),
+        ("optimizer.lr", 0, "a number above 0"),
+        ("optimizer.lr", float("inf"), "a number above 0"),
+        ("optimizer.lr", float("nan"), "a number above 0"),
+        ("optimizer.weight_decay", -0.1, "a number, at least 0"),
+        ("optimizer.momentum", 1, "below 1"),
+        ("optimizer.warmup", 1.5, "a number from 0 to 1"),
+        ("optimizer.clip", 0, "a number above 0, or none"),
+        ("development.start", 0.6, "below development.stop = 0.5"),
+        ("development.stop", 1.01, "a number from 0 to 1"),
+        ("development.memory", 0, "a number above 0"),
+        ("development.target.connectivity", 0, "a number above 0, at most 1, or none"),
+        ("development.target.connectivity", 1.1, "a number above 0, at most 1, or none"),
+        ("development.target", 0.1, "a section of settings"),
+    ],
+)
+def test_bad_values_name_key_value_and_what_is_allowed(key: str, value: object, allowed: str) -> None:
+    tree: Any = value
+    for name in reversed(key.split(".")):
+        tree = {name: tree}
+    with pytest.raises(DPAPError) as caught:
+        from_dict(tree)
+    assert key in caught.value.where
+    assert repr(value) in caught.value.what
+    assert allowed in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "nearest"),
+    [
+        ("development.rule", "dpep", "'dpap'"),
+        ("development.score", "magnitud", "'magnitude'"),
+        ("device", "cdua", "'cuda'"),
+        ("data.name", "digit", "'digits'"),
+        ("model.name", "convnt", "'convnet'"),
+        ("model.neuron", "lfi", "'lif'"),
+        ("model.surrogate", "arctn", "'arctan'"),
+        ("model.pool", "avrg", "'avg'"),
+        ("model.readout", "curent", "'current'"),
+        ("optimizer.name", "adam", "'adamw'"),
+        ("optimizer.loss", "crossentropy", "'cross_entropy'"),
+    ],
+)
+def test_unknown_names_show_the_nearest(key: str, value: str, nearest: str) -> None:
+    with pytest.raises(DPAPError) as caught:
+        override(Config(), key, value)
+    assert key in caught.value.where
+    assert f"did you mean {nearest}" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("epoch", "epochs"),
+        ("optimizer.learning_rate.peak", "optimizer."),
+        ("optimizer.l", "optimizer.lr"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("development.targets.connectivity", "development.target.connectivity"),
+    ],
+)
+def test_unknown_keys_show_the_nearest(key: str, nearest: str) -> None:
+    with pytest.raises(DPAPError, match="no setting named") as caught:
+        override(Config(), key, "1")
+    assert nearest in caught.value.fix
+
+
+def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[optimizer]\nlearn_rate = 0.1\n")
+    with pytest.raises(DPAPError, match=r"'optimizer\.learn_rate'") as caught:
+        read_config(path)
+    assert str(path) in caught.value.where
+
+
+def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DPAPError, match="No such file"):
+        read_config(tmp_path / "none.toml")
+    path = tmp_path / "config.toml"
+    path.write_text("epochs = = 3")
+    with pytest.raises(DPAPError, match="not valid TOML"):
+        read_config(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DPAPError, match="not valid TOML"):
+        read_config(path)
+
+
+def test_override_reads_toml_values_and_plain_words() -> None:
+    config = Config()
+    assert override(config, "optimizer.lr", "1").optimizer.lr == 1.0
+    assert override(config, "model.blocks", "[[8], [16, 16]]").model.blocks == ((8,), (16, 16))
+    assert override(config, "data.hold_out", "true").data.hold_out is True
+    assert override(config, "development.rule", "paper").development.rule == "paper"
+    assert override(config, "development.rule", '"paper"').development.rule == "paper"
+    assert override(config, "development.target.macs", "0.5").development.target.named() == {"macs": 0.5}
+    assert config == Config()
+
+
+def test_a_section_is_no_setting() -> None:
+    with pytest.raises(DPAPError, match="is a section") as caught:
+        override(Config(), "optimizer", "1")
+    assert "lr" in caught.value.fix
+
+
+def test_networks_without_time() -> None:
+    with pytest.raises(DPAPError, match=r"model\.num_steps = 4"):
+        ModelConfig(neuron="relu")
+    with pytest.raises(DPAPError, match=r"model\.readout = 'spikes'"):
+        ModelConfig(neuron="relu", num_steps=1, readout="spikes")
+    ModelConfig(neuron="relu", num_steps=1)
+
+
+def test_the_control_differs_in_the_rule_alone() -> None:
+    config = Config(seed=3)
+    control = config.as_control()
+    assert control.development.rule == "none"
+    assert control.control is False
+    assert dataclasses.replace(control, control=True, development=config.development) == config
