@@ -3,10 +3,11 @@
     python benchmarks/development.py                     # both networks, as a table
     python benchmarks/development.py --net mnist --rounds 40 --json development.json
 
-Three arms take turns in one process, on the same batches and from the same weights: no DPAP object, DPAP with default
-sampling (every 4th pass is observed), DPAP with every pass observed. A round is four training steps of each arm, so
-that each round holds one observed pass of the default arm; the order of the arms turns. What else the machine does
-falls on all alike, and medians of per-round ratios are reported.
+Three arms take turns in one process, step by step, on the same batches and from the same weights: no DPAP object, DPAP
+with default sampling (every 4th pass is observed), DPAP with every pass observed. A round is four training steps of
+each arm, so that it holds one observed pass of the default arm; the order of the arms turns. What else the machine does
+falls on all alike; medians and quartiles of per-round ratios are reported, and beside them the same of the process's
+CPU time, which a busy machine disturbs less.
 
 Development steps are rare (about 100 in a run), so each is timed apart, taken out of its round, and then spread over
 the steps that lie between two of them in a run of the length named in the table. All arms that have a DPAP object
@@ -62,6 +63,24 @@ class Chain(nn.Module):
         return x.mean(0)
 
 
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds on the clock, and of the processor."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    @classmethod
+    def now(cls) -> Spent:
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.wall - other.wall, self.cpu - other.cpu)
+
+
 @dataclass
 class Arm:
     """One network in training, and what its rounds took."""
@@ -69,9 +88,9 @@ class Arm:
     net: Net
     observe_every: int | None
     """None: no DPAP object."""
-    rounds: list[float] = field(default_factory=list)
-    """Seconds, without development steps."""
-    developments: list[float] = field(default_factory=list)
+    rounds: list[Spent] = field(default_factory=list)
+    """Without development steps."""
+    developments: list[Spent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
@@ -96,20 +115,19 @@ class Arm:
     def observing(self) -> AbstractContextManager[None]:
         return nullcontext() if self.dev is None else self.dev.observing()
 
-    def train_round(self, images: Tensor, labels: Tensor) -> None:
-        begun, developing = time.perf_counter(), 0.0
-        for _ in range(ROUND):
-            with self.observing():
-                loss = F.cross_entropy(self.model(images), labels)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            if self.dev is not None:
-                before = time.perf_counter()
-                if self.dev.step() is not None:
-                    developing += time.perf_counter() - before
-                    self.developments.append(developing)
-        self.rounds.append(time.perf_counter() - begun - developing)
+    def train_step(self, images: Tensor, labels: Tensor) -> Spent:
+        begun, developing = Spent.now(), Spent()
+        with self.observing():
+            loss = F.cross_entropy(self.model(images), labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.dev is not None:
+            before = Spent.now()
+            if self.dev.step() is not None:
+                developing = Spent.now() - before
+                self.developments.append(developing)
+        return Spent.now() - begun - developing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +140,9 @@ class Row:
     """Median time of a training step, without development steps."""
     observing_share: float
     """Extra time per step over the arm without DPAP, median over rounds."""
+    observing_quartiles: tuple[float, float]
+    observing_cpu_share: float
+    """The same in CPU time of the process."""
     development_ms: float
     """Median time of a development step."""
     development_share: float
@@ -133,30 +154,37 @@ class Row:
 
 def measure(name: str, rounds: int) -> list[Row]:
     net = NETS[name]
-    warm_up = DEVELOP_EVERY  # the first window and the first deaths are not counted
     arms = {"without": Arm(net, None), "every 4th pass": Arm(net, ROUND), "every pass": Arm(net, 1)}
     generator = torch.Generator().manual_seed(0)
     order = list(arms)
-    for turn in range(rounds + warm_up):
-        images = torch.rand(net.batch, *net.shape, generator=generator)
-        labels = torch.randint(net.classes, (net.batch,), generator=generator)
-        for arm in order[turn % len(order) :] + order[: turn % len(order)]:
-            arms[arm].train_round(images, labels)
-    plain = arms["without"].rounds[warm_up:]
-    return [_row(name, label, arm, plain, warm_up) for label, arm in arms.items()]
+    for turn in range(rounds + DEVELOP_EVERY):  # the first window, before any mask, is not counted
+        spent = dict.fromkeys(arms, Spent())
+        for step in range(ROUND):
+            images = torch.rand(net.batch, *net.shape, generator=generator)
+            labels = torch.randint(net.classes, (net.batch,), generator=generator)
+            first = (turn * ROUND + step) % len(order)
+            for arm in order[first:] + order[:first]:
+                spent[arm] += arms[arm].train_step(images, labels)
+        if turn >= DEVELOP_EVERY:
+            for arm in arms:
+                arms[arm].rounds.append(spent[arm])
+    return [_row(name, label, arm, arms["without"].rounds) for label, arm in arms.items()]
 
 
-def _row(name: str, label: str, arm: Arm, plain: list[float], warm_up: int) -> Row:
-    seconds = arm.rounds[warm_up:]
-    step = statistics.median(plain) / ROUND
-    observing = statistics.median(mine / base for mine, base in zip(seconds, plain, strict=True)) - 1
-    development = statistics.median(arm.developments) if arm.developments else 0.0
+def _row(name: str, label: str, arm: Arm, plain: list[Spent]) -> Row:
+    ratios = [mine.wall / base.wall - 1 for mine, base in zip(arm.rounds, plain, strict=True)]
+    cpu = [mine.cpu / base.cpu - 1 for mine, base in zip(arm.rounds, plain, strict=True)]
+    low, observing, high = statistics.quantiles(ratios, n=4)
+    step = statistics.median(spent.wall for spent in plain) / ROUND
+    development = statistics.median(spent.wall for spent in arm.developments) if arm.developments else 0.0
     share = development / (step * RUN_STEPS[name] / 100)
     return Row(
         net=name,
         arm=label,
-        step_ms=1e3 * statistics.median(seconds) / ROUND,
+        step_ms=1e3 * statistics.median(spent.wall for spent in arm.rounds) / ROUND,
         observing_share=observing,
+        observing_quartiles=(low, high),
+        observing_cpu_share=statistics.median(cpu),
         development_ms=1e3 * development,
         development_share=share,
         total_share=observing + share,
@@ -171,7 +199,16 @@ def show(rows: list[Row], console: Console) -> None:
             title=f"{name}: B={net.batch}, T={net.num_steps}, a run of {RUN_STEPS[name]:,} steps",
             caption="to reach: at most 2 % with every 4th pass observed (cifar)",
         )
-        for heading in ("observed", "step", "observing", "one development", "developing", "in all", "connectivity"):
+        for heading in (
+            "observed",
+            "step",
+            "observing",
+            "quartiles",
+            "in CPU time",
+            "one development",
+            "developing",
+            "in all",
+        ):
             table.add_column(heading, justify="left" if heading == "observed" else "right")
         for row in rows:
             if row.net == name:
@@ -179,10 +216,11 @@ def show(rows: list[Row], console: Console) -> None:
                     row.arm,
                     f"{row.step_ms:.1f} ms",
                     f"{row.observing_share:+.1%}",
+                    "{:+.1%} to {:+.1%}".format(*row.observing_quartiles),
+                    f"{row.observing_cpu_share:+.1%}",
                     f"{row.development_ms:.0f} ms",
                     f"{row.development_share:+.2%}",
                     f"{row.total_share:+.1%}",
-                    f"{row.connectivity:.0%}",
                 )
         console.print(table)
 
@@ -200,13 +238,13 @@ def environment() -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=[*NETS, "both"], default="both")
-    parser.add_argument("--rounds", type=int, help="default: 30 for mnist, 8 for cifar")
+    parser.add_argument("--rounds", type=int, help="two or more; default: 30 for mnist, 8 for cifar")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path, help="write the rows and the environment here")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    console = Console(width=110)
+    console = Console(width=120)
     default: Callable[[str], int] = {"mnist": 30, "cifar": 8}.__getitem__
     rows: list[Row] = []
     for name in NETS if options.net == "both" else [options.net]:

@@ -1,24 +1,24 @@
-"""Samples per second of our neurons against SpikingJelly (multi-step) and snnTorch, whole network timed, on two networks.
+"""Samples per second of our neurons against SpikingJelly (multi-step) and snnTorch, whole networks timed.
 
     python benchmarks/neurons.py                      # both networks, training and inference, as a table
     python benchmarks/neurons.py --net mnist --rounds 31 --json neurons.json
 
-The libraries take turns within each round, in one process, and a ratio is the median over the rounds of the two times of one round:
-what else the machine does meanwhile falls on all alike. Rows:
+The libraries take turns within each round, in one process, and a ratio is the median over the rounds of the two times
+of one round: what else the machine does meanwhile falls on all alike. Rows:
 
-    dpap             the static image passes the first convolution (and norm) once, `Repeat(T)` stands before the first neuron
+    dpap             the static image passes the first convolution (and norm) once; `Repeat(T)` before the first neuron
     dpap, repeated   like for like: the image is repeated at the input, every layer sees T * B images
-    dpap, loop       the same network and formulas with a plain loop over time and autograd instead of our one node
-    spikingjelly     `layer.Conv2d(step_mode="m")`, `neuron.LIFNode(step_mode="m")`, the image repeated T times, as in its tutorials
+    dpap, loop       as before, but the same formulas by a plain loop over time and autograd instead of our one node
+    spikingjelly     `layer.Conv2d(step_mode="m")`, `neuron.LIFNode(step_mode="m")`, image repeated, as in its tutorials
     snntorch         `snn.Leaky` in a loop over time, the image passed at every step, as in its tutorials
 
-Everywhere: LIF, tau = 2 (beta = 0.5), threshold 1, hard reset with gradient, arctan surrogate of slope 2, SGD with momentum, mean
-spikes of the last layer into a cross-entropy. snnTorch's neuron does not scale its input by 1/tau and resets a step later: its row
-compares the work, not the numbers.
+Everywhere: LIF, tau = 2 (beta = 0.5), threshold 1, hard reset with gradient, arctan surrogate of slope 2, SGD with
+momentum, mean spikes of the last layer into a cross-entropy. snnTorch's neuron does not scale its input by 1/tau and
+resets a step later: its row compares the work, not the numbers.
 
 SpikingJelly and snnTorch are not dependencies. Beside a CPU build of torch 2.13.0:
 `pip install --no-deps torchvision==0.28.0 spikingjelly==2.0.0 snntorch==1.0.0`, then
-`pip install pyyaml pillow huggingface_hub h5py scipy matplotlib loguru requests tqdm`. A library that is absent is left out.
+`pip install pyyaml pillow huggingface_hub h5py scipy matplotlib loguru requests tqdm`. What is absent is left out.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import platform
 import statistics
@@ -88,7 +89,7 @@ def layers_of(net: Net, neuron: Callable[[], nn.Module], pool: Callable[[int], n
         channels = int(entry)
     yield nn.Flatten()
     widths = (channels * height * width, *net.hidden, net.classes)
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in itertools.pairwise(widths):
         yield nn.Linear(before, after)
         yield neuron()
 

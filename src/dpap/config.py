@@ -127,7 +127,7 @@ class OptimizerConfig(Section):
     section: ClassVar[str] = "optimizer"
 
     name: str = choice("adamw", "optimizer", ("adamw", "sgd"))
-    lr: float = positive(1e-3)
+    lr: float = setting(1e-3, "a number above 0, at most 1000", lambda lr: 0 < lr <= 1000)
     """The peak; it is reached after `warmup` and falls along a cosine to `lr * lr_end`."""
     weight_decay: float = not_negative(0.01)
     momentum: float = setting(0.9, "a number from 0 to below 1; only sgd uses it", lambda x: 0 <= x < 1)

@@ -294,7 +294,8 @@ class DPAP:
             self._sums[key] = self._new_sums(layer, post.dtype, post.device)
         weights = self.rule.trace_weights(self.graph.num_steps)
         first = self.rule.input_weights(self.graph.num_steps) if not layer.in_group else weights
-        self._sums[key].add(pre.to(post), post, self._living_inputs(layer).to(post.device), first, weights)
+        with torch.autocast(post.device.type, enabled=False):  # the products below would be taken in bf16
+            self._sums[key].add(pre.to(post), post, self._living_inputs(layer).to(post.device), first, weights)
         if arrivals is not None:
             total = self._arrivals.setdefault(layer.weight, torch.zeros_like(arrivals))
             total += arrivals
@@ -514,15 +515,21 @@ class DPAP:
 
     def _candidates(self, parts: list[tuple[int, Tensor, Tensor, Tensor]], level: float) -> Candidates:
         """Everybody alive; each part is (owner, survival, use, alive), flattened."""
-        columns: list[list[Any]] = [[], [], [], [], []]
+        owners, indices, survivals, uses, fallens = [], [], [], [], []
         for owner, survival, use, alive in parts:
             where = alive.reshape(-1).cpu().numpy().nonzero()[0]
-            fallen = below(survival.cpu(), alive.cpu(), level, self.rule.tolerance)
-            rows = (np.full(len(where), owner), where, *(t.reshape(-1).cpu().numpy()[where] for t in (survival, use, fallen)))
-            for column, row in zip(columns, rows, strict=True):
-                column.append(row)
-        owner, index, survival, use, fallen = (np.concatenate(c) if c else np.zeros(0, dtype=np.int64) for c in columns)
-        return Candidates(owner=owner, index=index, survival=survival, use=use, fallen=fallen.astype(bool))
+            owners.append(np.full(len(where), owner))
+            indices.append(where)
+            survivals.append(survival.reshape(-1).cpu().numpy()[where])
+            uses.append(use.reshape(-1).cpu().numpy()[where])
+            fallens.append(below(survival.cpu(), alive.cpu(), level, self.rule.tolerance).reshape(-1).numpy()[where])
+        return Candidates(
+            owner=np.concatenate([np.zeros(0, dtype=np.int64), *owners]),
+            index=np.concatenate([np.zeros(0, dtype=np.int64), *indices]),
+            survival=np.concatenate([np.zeros(0), *survivals]),
+            use=np.concatenate([np.zeros(0), *uses]),
+            fallen=np.concatenate([np.zeros(0, dtype=bool), *fallens]),
+        )
 
     def _take_as_printed(self, taker: Taker, units: Candidates, synapses: Candidates) -> None:
         """Rules without limits: all that fell die at once; a layer that would be emptied is an error."""

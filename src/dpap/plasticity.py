@@ -57,8 +57,8 @@ def mean_trace_weights(num_steps: int, decay: float) -> Float[Tensor, " T"]:
     return (1 - decay**left) / ((1 - decay) * num_steps)
 
 
-def activity(spikes: Float[Tensor, "T B N"], weights: Float[Tensor, " T"]) -> Float[Tensor, "B N"]:
-    """One number per sample and unit: the steps summed with the weights of a trace. A constant (T = 1 given) is held."""
+def activity(spikes: Float[Tensor, "seen B N"], weights: Float[Tensor, " T"]) -> Float[Tensor, "B N"]:
+    """One number per sample and unit: the steps summed with the weights of a trace. A constant, seen once, is held for all T."""
     weights = weights.to(spikes)
     if len(spikes) == 1:
         return spikes[0] * weights.sum()
@@ -235,7 +235,7 @@ class WindowSums:
 
     def add(
         self,
-        pre: Float[Tensor, "Tp B I"],
+        pre: Float[Tensor, "seen B I"],
         post: Float[Tensor, "T B O"],
         living: Bool[Tensor, " I"],
         pre_weights: Float[Tensor, " T"],
@@ -324,7 +324,7 @@ class SlidingSums:
 
     def add(
         self,
-        pre: Float[Tensor, "Tp B I"],
+        pre: Float[Tensor, "seen B I"],
         post: Float[Tensor, "T B O"],
         living: Bool[Tensor, " I"],
         pre_weights: Float[Tensor, " T"],

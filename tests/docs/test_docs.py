@@ -47,6 +47,7 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
 def test_examples_in_docstrings(name: str) -> None:
     module = importlib.import_module(name)
     shared = {"torch": torch, "tensor": torch.tensor, "dpap": dpap}
+    shared = {name: value for name, value in shared.items() if not hasattr(module, name)}
     results = doctest.testmod(module, extraglobs=shared, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert results.failed == 0
 

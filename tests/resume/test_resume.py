@@ -21,16 +21,17 @@ from dpap.training.loop import Progress, resume, train
 
 # What a run may differ in: the network, the rule, the optimizer, the batches. Every recipe, then one row for each.
 CASES: dict[str, Config] = {name: tiny(name) for name in RECIPES} | {
-    "emergent": tiny(development__target__connectivity="none"),
-    "units pay": tiny(development__target__connectivity="none", development__target__macs="0.6"),
-    "SOPs": tiny(development__target__connectivity="none", development__target__sops="0.6"),
+    "emergent": tiny(epochs="4", development__target__connectivity="none"),
+    "units pay": tiny(epochs="4", development__target__connectivity="none", development__target__macs="0.6"),
+    "SOPs": tiny(epochs="4", development__target__connectivity="none", development__target__sops="0.6"),
     "sparse observing": tiny(data__batch_size="64", development__observe_every="3", epochs="4"),
-    "random score": tiny(development__score="random"),
-    "stdp score": tiny(development__score="stdp"),
+    "random score": tiny(epochs="4", development__score="random"),
+    "stdp score": tiny(epochs="4", development__score="stdp"),
     "paper": tiny(development__rule="paper", development__target__connectivity="none"),
     "released": tiny(development__rule="released", development__target__connectivity="none", epochs="7"),
     "no pruning": tiny(development__rule="none"),
     "sgd, plif, mse": tiny(
+        epochs="4",
         optimizer__name="sgd",
         optimizer__lr="0.1",
         optimizer__loss="mse",

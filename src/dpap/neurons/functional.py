@@ -6,9 +6,9 @@ With r = v_reset (0 for a soft reset) and v[0] = r, a step is
     fire     s = 1 where h >= v_threshold, else 0
     reset    hard: v = h (1 - s) + v_reset s              soft (v_reset is None): v = h - v_threshold s
 
-A sequence has the result of calling the step T times, and one autograd node for all of it: it keeps its input alone, and its
-backward runs the membrane forward again and then the recurrence of the gradient backward, on pieces small enough to
-stay in the processor's cache over all T steps. With e = dL/ds[t] from the layers above and q[t] = dL/dv[t],
+A sequence has the result of calling the step T times, and one autograd node for all of it. That node keeps its input
+alone: its backward runs the membrane forward again and then the recurrence of the gradient backward, on pieces small
+enough to stay in the processor's cache over all T steps. With e = dL/ds[t] from the layers above and q[t] = dL/dv[t],
 
     dL/ds = e + q dv/ds        dv/ds = v_reset - h (hard), -v_threshold (soft), 0 (detached)
     dL/dh = q dv/dh + g'(h - v_threshold) dL/ds                   dv/dh = 1 - s (hard), 1 (soft)
@@ -33,9 +33,11 @@ from torch.autograd.function import once_differentiable
 
 from dpap.errors import DPAPError
 from dpap.neurons import surrogate as surrogates
+from dpap.neurons.encoding import repeated_from
 from dpap.neurons.surrogate import Surrogate
 
-# Elements of one step that one thread works on at a time: about ten such buffers of float32 fit its share of the cache.
+# Elements of one step that one thread works on at a time, by measurement: fewer cost more in calls than the cache saves
+# (and PyTorch gives a second thread nothing below 32768), more leave the cache and cost page faults.
 PIECE = 65536
 
 
@@ -138,7 +140,7 @@ def plif_step(
     surrogate: Surrogate = surrogates.DEFAULT,
     alpha: Tensor | None = None,
 ) -> tuple[Float[Tensor, " B *N"], Float[Tensor, " B *N"]]:
-    """One step of a LIF neuron with 1 / tau = sigmoid(w), `w` 0-d or one entry per channel (axis 1); else as `if_step`."""
+    """One step of a LIF neuron with 1 / tau = sigmoid(w), `w` 0-d or one entry per channel (axis 1); see `if_step`."""
     firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
     return step(x, v, torch.sigmoid(w), alpha, firing)
 
@@ -196,8 +198,8 @@ def plif_sequence(
 
 
 def rate_of_tau(tau: float | Tensor) -> float | Tensor:
-    """k = 1 / tau, the share of the way to its input that the membrane goes in a step; `tau` below 1 raises DPAPError."""
-    if isinstance(tau, Tensor):  # a value inside a graph is not looked at
+    """k = 1 / tau, the share of the way to its input that the membrane goes in a step; tau < 1 raises DPAPError."""
+    if isinstance(tau, Tensor):  # its values are not looked at: that would wait for the device
         return tau.reciprocal()
     if not (tau >= 1 and math.isfinite(tau)):
         raise DPAPError(
@@ -241,14 +243,16 @@ def sequence(x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firin
     state_dtype(x)
     if isinstance(rate, Tensor):
         along_channels(rate, x, axis=2)
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():  # a plain graph, for whoever reads it next
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return plain_sequence(x, rate, alpha, firing)
-    spikes: Tensor = _Sequence.apply(x, rate, alpha, firing)  # type: ignore[no-untyped-call]
+    source = repeated_from(x)
+    num_steps = None if source is None else x.shape[0]
+    spikes: Tensor = _Sequence.apply(x if source is None else source, num_steps, rate, alpha, firing)  # type: ignore[no-untyped-call]
     return spikes
 
 
 def plain_sequence(x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing) -> Tensor:
-    """The same by a loop over `step`: what `torch.export` and `torch.compile` see. An exported one has no gradient."""
+    """The same by a loop over `step`: the plain graph that `torch.export` and `torch.compile` see."""
     spikes, v = [], None
     for x_t in x.unbind(0):
         spike, v = step(x_t, v, rate, alpha, firing)
@@ -266,7 +270,7 @@ def state_dtype(x: Tensor) -> torch.dtype:
 
 
 def along_channels(rate: float | Tensor, x: Tensor, *, axis: int) -> float | Tensor:
-    """`rate` in the state's dtype, shaped to broadcast along `axis` of `x`; a wrong number of channels raises DPAPError."""
+    """`rate` in the state's dtype, shaped to broadcast along `axis` of `x`; a wrong number of channels raises."""
     if not isinstance(rate, Tensor):
         return rate
     rate = rate.to(state_dtype(x))
@@ -275,107 +279,122 @@ def along_channels(rate: float | Tensor, x: Tensor, *, axis: int) -> float | Ten
     if rate.ndim != 1 or x.ndim <= axis or x.shape[axis] != rate.shape[0]:
         raise DPAPError(
             f"A neuron with time constants of shape {tuple(rate.shape)} was given an input of shape {tuple(x.shape)}.",
-            fix=f"its axis {axis} must have {rate.shape[0]} channels; pass the right `channels` to the neuron",
+            fix=f"axis {axis} of the input is the channel's: give the neuron as many `channels` as it has, or None",
         )
     return rate.view(-1, *(1,) * (x.ndim - axis - 1))
 
 
 class _Sequence(torch.autograd.Function):
-    """One node for T steps. Saves its input alone: what backward needs besides is cheaper to compute again than to store."""
+    """One node for T steps. It saves its input alone: the rest is cheaper to compute again than to write and read.
+
+    `x` is (T, B, ...); or (B, ...) with `num_steps`, an input that is the same at all of them: then its gradient is
+    summed over time piece by piece, and neither T copies of the input nor T gradients of it ever exist.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing) -> Tensor:
-        ctx.rate, ctx.firing = rate, firing
+    def forward(
+        ctx: Any, x: Tensor, num_steps: int | None, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing
+    ) -> Tensor:
+        ctx.num_steps, ctx.rate, ctx.firing = num_steps, rate, firing
         ctx.save_for_backward(x, rate if isinstance(rate, Tensor) else None, alpha)
-        frame = _Frame(x, rate)
+        frame = _Frame(x, num_steps, rate)
         return frame.restore(_fire(frame, firing))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         x, rate, alpha = ctx.saved_tensors
-        frame = _Frame(x, ctx.rate if rate is None else rate)
-        needs_rate, needs_slope = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
-        grads = _backpropagate(frame, grad, alpha, ctx.firing, needs_rate=needs_rate, needs_slope=needs_slope)
-        grad_x, grad_rate, grad_alpha = grads
+        needs_x, _, needs_rate, needs_slope, _ = ctx.needs_input_grad
+        frame = _Frame(x, ctx.num_steps, ctx.rate if rate is None else rate)
+        slope = ctx.firing.surrogate.alpha if alpha is None else float(alpha)
+        backward = _Backward(frame, ctx.firing, slope, needs_rate=needs_rate, needs_slope=needs_slope)
+        grad_x = backward.run(grad)
         return (
-            frame.restore(grad_x) if ctx.needs_input_grad[0] else None,
-            None if grad_rate is None else grad_rate.to(rate.dtype),
-            None if grad_alpha is None else grad_alpha.to(alpha.dtype),
+            grad_x if needs_x else None,
+            None,
+            frame.sum_channels(backward.grad_rate).to(rate.dtype) if backward.grad_rate is not None else None,
+            backward.grad_slope.to(alpha.dtype) if backward.grad_slope is not None else None,
             None,
         )
 
 
 class _Frame:
-    """A sequence as (T, M, ...) whose steps lie contiguous in memory, and how to get back to its shape.
+    """A sequence as (T, M, ...) whose steps lie contiguous in memory, and the way back to its shape.
 
-    Elements are independent, so the axes after time are taken in the order in which they lie in memory (channels_last needs
-    no copy); the time axis may have any stride, 0 included (a constant input is not copied). (T, elements) where all share
-    one rate; (T, B, features) where channels have their own, which `k` then gives per feature.
+    Elements are independent, so the axes after time are taken in the order in which they lie in memory (channels_last
+    needs no copy); the time axis may have any stride, 0 included. (T, elements) where all share one rate;
+    (T, B, features) where channels have their own, which `k` then gives per feature.
     """
 
-    def __init__(self, x: Tensor, rate: float | Tensor | None) -> None:
-        per_channel = isinstance(rate, Tensor) and rate.ndim == 1
-        axes = sorted(range(1, x.ndim), key=lambda axis: -x.stride(axis))
-        if not x[0].permute([axis - 1 for axis in axes]).is_contiguous() or (per_channel and axes[0] != 1):
-            axes = list(range(1, x.ndim))
-        self.shape, self.axes, self.dtype = x.shape, [0, *axes], state_dtype(x)
-        self.rows = x.shape[1] if per_channel else -1
+    def __init__(self, x: Tensor, num_steps: int | None, rate: float | Tensor | None) -> None:
+        self.constant = num_steps is not None
+        if num_steps is not None:
+            x = x.unsqueeze(0).expand(num_steps, *x.shape)
+        self.shape, self.dtype, self.out_dtype, self.device = x.shape, state_dtype(x), x.dtype, x.device
+        self.num_steps = x.shape[0]
+        self.per_channel = isinstance(rate, Tensor) and rate.ndim == 1
+        self.axes = self._axes_in_memory(x)
         self.x = self.arrange(x)
-        self.k: float | Tensor | None
-        if per_channel:
-            assert isinstance(rate, Tensor)
+        self.k: float | Tensor | None = None
+        if isinstance(rate, Tensor) and rate.ndim == 1:
             k = along_channels(rate.detach(), x, axis=2)
             assert isinstance(k, Tensor)
-            self.k = self._features(k.expand(x.shape[2:])).contiguous().flatten()
-        else:
-            self.k = None if rate is None else float(rate)
+            self.k = k.expand(x.shape[2:]).permute([axis - 2 for axis in self.axes[1:]]).contiguous().flatten()
+        elif rate is not None:
+            self.k = float(rate)
 
-    def _features(self, per_feature: Tensor) -> Tensor:
-        return per_feature.permute([axis - 2 for axis in self.axes[2:]])
+    def _axes_in_memory(self, x: Tensor) -> list[int]:
+        strides = x.stride()
+        axes = sorted(range(1, x.ndim), key=lambda axis: -strides[axis])
+        dense = x[0].permute([axis - 1 for axis in axes]).is_contiguous()
+        return axes if dense and not (self.per_channel and axes[0] != 1) else list(range(1, x.ndim))
 
     def arrange(self, sequence: Tensor) -> Tensor:
-        """A tensor of the sequence's shape as (T, M, ...), copied only if it lies otherwise in memory."""
-        permuted = sequence.permute(self.axes)
+        """A tensor of the sequence's shape as (T, M, ...), copied only if its steps lie otherwise in memory."""
+        permuted = sequence.permute(0, *self.axes)
         if not permuted[0].is_contiguous():
             permuted = permuted.contiguous()
-        if self.rows < 0:
-            return permuted.flatten(1) if permuted[0].numel() == 0 else permuted.view(self.shape[0], -1)
-        return permuted.view(self.shape[0], self.rows, math.prod(self.shape[2:]))
+        if self.per_channel:
+            return permuted.view(self.num_steps, self.shape[1], math.prod(self.shape[2:]))
+        return permuted.view(self.num_steps, math.prod(self.shape[1:]))
 
     def restore(self, arranged: Tensor) -> Tensor:
-        """Back to the sequence's shape, the layout in memory kept."""
-        inverse = [self.axes.index(axis) for axis in range(len(self.axes))]
-        return arranged.view([self.shape[axis] for axis in self.axes]).permute(inverse)
+        """(steps, M, ...) back in the sequence's shape, with any number of steps; the layout in memory is kept."""
+        axes = [0, *self.axes]
+        full = arranged.view(arranged.shape[0], *(self.shape[axis] for axis in self.axes))
+        return full.permute([axes.index(axis) for axis in range(len(axes))])
 
-    def sum_channels(self, per_feature: Tensor) -> Tensor:
-        """(features,) as arranged -> (C,)."""
-        inner = self.axes[2:]
-        per_feature = per_feature.view([self.shape[axis] for axis in inner])
+    def sum_channels(self, grad_rate: Tensor) -> Tensor:
+        """A gradient per feature, as arranged, to one per channel."""
+        if not self.per_channel:
+            return grad_rate
+        inner = self.axes[1:]
         others = [place for place, axis in enumerate(inner) if axis != 2]
-        return per_feature.sum(others) if others else per_feature
+        grad_rate = grad_rate.view([self.shape[axis] for axis in inner])
+        return grad_rate.sum(others) if others else grad_rate
 
-    def new(self) -> Tensor:
-        return torch.empty((self.shape[0], *self.x.shape[1:]), dtype=self.x.dtype, device=self.x.device)
+    def new(self, num_steps: int) -> Tensor:
+        return torch.empty((num_steps, *self.x.shape[1:]), dtype=self.out_dtype, device=self.device)
 
     def piece(self) -> int:
-        """Entries of axis 1 to work on at a time: all of them on a GPU, where every launch costs and no cache is to be kept."""
-        if self.x.device.type != "cpu":
-            return max(1, self.x.shape[1])
-        per_entry = 1 if self.rows < 0 else max(1, self.x.shape[2])
-        return max(1, PIECE * torch.get_num_threads() // per_entry)
+        """Entries of axis 1 to work on at a time; all of them on a GPU, where calls cost and no cache is to be kept."""
+        entries = self.x.shape[1]
+        if self.device.type == "cpu":
+            entries = min(entries, PIECE * torch.get_num_threads() // max(1, math.prod(self.x.shape[2:])))
+        return max(1, entries)
 
-    def pieces(self, *tensors: Tensor) -> Iterator[list[Tensor]]:
+    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         size = self.piece()
-        return map(list, zip(*(tensor.split(size, dim=1) for tensor in tensors), strict=True))
+        for start in range(0, self.x.shape[1], size):
+            yield tuple(tensor[:, start : start + size] for tensor in tensors)
 
-    def buffer(self, steps: int) -> Tensor:
-        shape = (steps, min(self.piece(), self.x.shape[1]), *self.x.shape[2:])
-        return torch.empty(shape, dtype=self.dtype, device=self.x.device)
+    def buffer(self, num_steps: int) -> Tensor:
+        """Room for one piece, in the dtype of the state."""
+        return torch.empty((num_steps, self.piece(), *self.x.shape[2:]), dtype=self.dtype, device=self.device)
 
     def scalar(self, value: float) -> Tensor:
-        """A 0-d tensor: comparing with one skips a conversion at each call that comparing with a number makes."""
-        return torch.full((), value, dtype=self.dtype, device=self.x.device)
+        """A 0-d tensor: an operator given one is spared a conversion that it makes for a number at each call."""
+        return torch.full((), value, dtype=self.dtype, device=self.device)
 
 
 def _charge(v: Tensor, x: Tensor, k: float | Tensor | None, rest: float, out: Tensor) -> None:
@@ -387,61 +406,77 @@ def _charge(v: Tensor, x: Tensor, k: float | Tensor | None, rest: float, out: Te
 
 
 def _fire(frame: _Frame, firing: Firing) -> Tensor:
-    """The spikes of a sequence, arranged as the frame."""
-    spikes = frame.new()
-    low = spikes.dtype != frame.dtype
-    state, threshold = frame.buffer(1)[0], frame.scalar(firing.v_threshold)
-    scratch = frame.buffer(1)[0] if low else state
-    last = frame.shape[0] - 1
-    for xs, outs in frame.pieces(frame.x, spikes):
-        v, s = state[: xs.shape[1]], scratch[: xs.shape[1]]
-        v.fill_(firing.rest)
-        for t, (x_t, out_t) in enumerate(zip(xs.unbind(0), outs.unbind(0), strict=True)):
+    """The spikes of a sequence, arranged as the frame; of the membrane only the latest step exists."""
+    spikes = frame.new(frame.num_steps)
+    narrow = spikes.dtype != frame.dtype
+    membrane, threshold = frame.buffer(1)[0], frame.scalar(firing.v_threshold)
+    scratch = frame.buffer(1)[0] if narrow else membrane
+    for x, out in frame.pieces(frame.x, spikes):
+        v = membrane[: x.shape[1]].fill_(firing.rest)
+        for t, (x_t, out_t) in enumerate(zip(x.unbind(0), out.unbind(0), strict=True)):
             _charge(v, x_t.to(frame.dtype), frame.k, firing.rest, out=v)
-            spike = torch.ge(v, threshold, out=s if low else out_t)
-            if low:
+            spike = torch.ge(v, threshold, out=scratch[: x.shape[1]] if narrow else out_t)
+            if narrow:
                 out_t.copy_(spike)
-            if t == last:
-                break
-            if firing.v_reset is None:
-                v.sub_(spike, alpha=firing.v_threshold)
-            else:
-                v.addcmul_(v, spike, value=-1)
-                if firing.v_reset:
-                    v.add_(spike, alpha=firing.v_reset)
+            if t < frame.num_steps - 1:
+                _reset(v, spike, firing)
     return spikes
 
 
+def _reset(v: Tensor, spike: Tensor, firing: Firing) -> None:
+    if firing.v_reset is None:
+        v.sub_(spike, alpha=firing.v_threshold)
+    else:
+        v.addcmul_(v, spike, value=-1)
+        if firing.v_reset:
+            v.add_(spike, alpha=firing.v_reset)
+
+
 class _Backward:
-    """Gradients of one sequence, piece by piece: of the input into `run`'s `out`, of the rate and the slope summed here."""
+    """Gradients of one sequence: that of the input comes from `run`, those of rate and slope add up beside it."""
 
     def __init__(self, frame: _Frame, firing: Firing, slope: float, *, needs_rate: bool, needs_slope: bool) -> None:
-        self.firing, self.slope, self.k = firing, slope, frame.k
-        one_rate = not isinstance(frame.k, Tensor)
-        # dL/dx = k dL/dh is folded into the recurrence when k is a number and dL/dh itself is not asked for.
-        self.folded = one_rate and not needs_rate and not needs_slope
+        self.frame, self.firing, self.slope, self.k = frame, firing, slope, frame.k
+        # dL/dx = k dL/dh is folded into the recurrence where k is a number and dL/dh itself is not asked for.
+        self.folded = not isinstance(frame.k, Tensor) and not needs_rate and not needs_slope
         self.scale = frame.k if self.folded and isinstance(frame.k, float) else 1.0
         self.keep = 1.0 - frame.k if isinstance(frame.k, float) else 1.0
-        steps = frame.shape[0]
-        self.h, self.gate, self.alive = frame.buffer(steps), frame.buffer(steps), frame.buffer(steps - 1)
-        self.v, self.zero, self.threshold = frame.buffer(1)[0], frame.scalar(0), frame.scalar(firing.v_threshold)
-        self.drive = frame.buffer(steps) if needs_rate else None
+        self.h, self.gate = frame.buffer(frame.num_steps), frame.buffer(frame.num_steps)
+        self.alive, self.v = frame.buffer(frame.num_steps - 1), frame.buffer(1)[0]
+        self.zero, self.threshold = frame.scalar(0), frame.scalar(firing.v_threshold)
+        self.drive = frame.buffer(frame.num_steps) if needs_rate else None
         self.grad_rate = torch.zeros_like(frame.k if isinstance(frame.k, Tensor) else self.zero) if needs_rate else None
         self.grad_slope = torch.zeros_like(self.zero) if needs_slope else None
 
-    def run(self, x: Tensor, e: Tensor, out: Tensor) -> None:
-        """From the input and dL/ds of one piece, (T, ...), to dL/dx."""
+    def run(self, grad: Tensor) -> Tensor:
+        """From dL/ds, of the sequence's shape, to dL/dx, of the input's."""
+        frame = self.frame
+        grad_x = frame.new(1 if frame.constant else frame.num_steps)
+        direct = grad_x.dtype == frame.dtype and not frame.constant
+        wide = grad_x if direct else frame.buffer(frame.num_steps)
+        for x, e, out in frame.pieces(frame.x, frame.arrange(grad), grad_x):
+            piece_grad = out if direct else wide[:, : x.shape[1]]
+            self._run_piece(x.to(frame.dtype), e.to(frame.dtype), piece_grad)
+            if frame.constant:
+                out.copy_(piece_grad.sum(0, keepdim=True))
+            elif not direct:
+                out.copy_(piece_grad)
+        restored = frame.restore(grad_x)
+        return restored[0] if frame.constant else restored
+
+    def _run_piece(self, x: Tensor, e: Tensor, out: Tensor) -> None:
         firing, size = self.firing, x.shape[1]
         h, gate, alive = self.h[:, :size], self.gate[:, :size], self.alive[:, :size]
         self._recompute(x, h, alive)
         torch.sub(h, self.threshold, out=gate)
         by_slope = None if self.grad_slope is None else firing.surrogate.derivative_alpha(gate, self.slope)
         firing.surrogate.derivative_(gate, self.slope)
+        # `alive` becomes A of the module's head, times 1 - k where k is a tensor.
+        drop = h[:-1].sub_(firing.v_reset) if firing.v_reset else h[:-1]  # -dv/ds of a hard reset
         if not firing.detach_reset:
             if firing.v_reset is None:
                 alive.add_(gate[:-1], alpha=-firing.v_threshold)
             else:
-                drop = h[:-1].sub_(firing.v_reset) if firing.v_reset else h[:-1]
                 alive.addcmul_(drop, gate[:-1], value=-1)
         if isinstance(self.k, Tensor):
             alive.mul_(1 - self.k)
@@ -449,21 +484,22 @@ class _Backward:
         for t in range(out.shape[0] - 2, -1, -1):
             out[t].addcmul_(alive[t], out[t + 1], value=self.keep)
         if by_slope is not None:
-            self._add_slope(by_slope, e, h, out)
+            self._add_to_slope(by_slope, e, drop, out)
         if self.drive is not None and self.grad_rate is not None:
             drive = self.drive[:, :size].mul_(out)
-            self.grad_rate += drive.sum() if self.grad_rate.ndim == 0 else drive.sum((0, 1))
+            self.grad_rate += drive.sum((0, 1)) if self.frame.per_channel else drive.sum()
         if not self.folded and self.k is not None:
             out.mul_(self.k)
 
     def _recompute(self, x: Tensor, h: Tensor, alive: Tensor) -> None:
         """Runs the membrane again: `h` before the reset, `alive` = dv/dh of a constant spike, `drive` = dh/dk."""
-        firing, v = self.firing, self.v[: x.shape[1]].fill_(self.firing.rest)
+        firing, size = self.firing, x.shape[1]
+        v = self.v[:size].fill_(firing.rest)
         for t in range(x.shape[0]):
             if self.drive is not None:
-                torch.sub(x[t], v, out=self.drive[t, : x.shape[1]])
+                drive = torch.sub(x[t], v, out=self.drive[t, :size])
                 if firing.rest:
-                    self.drive[t, : x.shape[1]].add_(firing.rest)
+                    drive.add_(firing.rest)
             _charge(v, x[t], self.k, firing.rest, out=h[t])
             if t == x.shape[0] - 1:
                 return
@@ -471,40 +507,18 @@ class _Backward:
                 spike = torch.ge(h[t], self.threshold, out=alive[t])
                 torch.sub(h[t], spike, alpha=firing.v_threshold, out=v)
                 spike.fill_(1)
+                continue
+            torch.lt(h[t], self.threshold, out=alive[t])
+            if firing.v_reset:
+                torch.mul(alive[t], -firing.v_reset, out=v).add_(firing.v_reset).addcmul_(h[t], alive[t])
             else:
-                torch.lt(h[t], self.threshold, out=alive[t])
-                if firing.v_reset:
-                    torch.mul(alive[t], -firing.v_reset, out=v).add_(firing.v_reset)
-                    v.addcmul_(h[t], alive[t])
-                else:
-                    torch.mul(h[t], alive[t], out=v)
+                torch.mul(h[t], alive[t], out=v)
 
-    def _add_slope(self, by_slope: Tensor, e: Tensor, h: Tensor, grad_h: Tensor) -> None:
-        """Adds the sum of dL/ds dg/dalpha; `h` is above v_reset here, as `run` left it."""
+    def _add_to_slope(self, by_slope: Tensor, e: Tensor, drop: Tensor, grad_h: Tensor) -> None:
+        """Adds the sum of dL/ds dg/dalpha, where dL/ds = e + q dv/ds."""
         assert self.grad_slope is not None
         self.grad_slope += (e * by_slope).sum()
-        if self.firing.detach_reset:
-            return
-        q = grad_h[1:] * ((1 - self.k) if isinstance(self.k, Tensor) else self.keep)
-        drop = self.firing.v_threshold if self.firing.v_reset is None else h[:-1]
-        self.grad_slope -= (q * drop * by_slope[:-1]).sum()
-
-
-def _backpropagate(
-    frame: _Frame, grad: Tensor, alpha: Tensor | None, firing: Firing, *, needs_rate: bool, needs_slope: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients of the input (arranged as the frame), of the rate and of the slope."""
-    slope = firing.surrogate.alpha if alpha is None else float(alpha)
-    backward = _Backward(frame, firing, slope, needs_rate=needs_rate, needs_slope=needs_slope)
-    grad_x = frame.new()
-    for x, e, out in frame.pieces(frame.x, frame.arrange(grad), grad_x):
-        if out.dtype == frame.dtype:
-            backward.run(x, e, out)
-        else:
-            wide = torch.empty(out.shape, dtype=frame.dtype, device=out.device)
-            backward.run(x.to(frame.dtype), e.to(frame.dtype), wide)
-            out.copy_(wide)
-    grad_rate = backward.grad_rate
-    if grad_rate is not None and grad_rate.ndim:
-        grad_rate = frame.sum_channels(grad_rate)
-    return grad_x, grad_rate, backward.grad_slope
+        if not self.firing.detach_reset:
+            q = grad_h[1:] * (1 - self.k if isinstance(self.k, Tensor) else self.keep)
+            minus_dv_ds = self.firing.v_threshold if self.firing.v_reset is None else drop
+            self.grad_slope -= (q * minus_dv_ds * by_slope[:-1]).sum()

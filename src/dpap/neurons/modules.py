@@ -126,7 +126,8 @@ class PLIF(SpikingNeuron):
 
     Args:
         init_tau: Time constant at the start, > 1: w = -ln(init_tau - 1).
-        channels: None for one time constant; else one per channel, axis 2 of (T, B, C, ...). The rest as for `SpikingNeuron`.
+        channels: None for one time constant; else one per channel, axis 2 of (T, B, C, ...).
+            The rest as for `SpikingNeuron`.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class PLIF(SpikingNeuron):
                 fix="pass init_tau > 1",
             )
         if channels is not None and channels < 1:
-            raise DPAPError(f"PLIF was given channels={channels}.", fix="pass channels >= 1, or None for one time constant")
+            raise DPAPError(f"PLIF was given channels={channels}.", fix="pass channels >= 1, or None for one tau")
         shape = () if channels is None else (channels,)
         self.w = nn.Parameter(torch.full(shape, -math.log(init_tau - 1)))
 

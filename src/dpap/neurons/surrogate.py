@@ -1,7 +1,7 @@
 """Surrogates for the gradient of the spike, which is a step and has none of its own.
 
-A spike is s = 1 where x = h - v_threshold >= 0. Backward, the step is replaced by a smooth or piecewise primitive g(x, alpha)
-that rises from 0 to 1 around x = 0: ds/dx := dg/dx and, where the slope alpha is learned, ds/dalpha := dg/dalpha.
+A spike is s = 1 where x = h - v_threshold >= 0. Backward, the step is replaced by a primitive g(x, alpha) that rises
+from 0 to 1 around x = 0: ds/dx := dg/dx and, where the slope alpha is learned, ds/dalpha := dg/dalpha.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Surrogate(ABC):
 class ArcTan(Surrogate):
     """g = arctan(pi alpha x / 2) / pi + 1/2, so g' = alpha / (2 (1 + (pi alpha x / 2)^2)).
 
-    Source: Fang et al., "Incorporating Learnable Membrane Time Constant to Enhance Learning of Spiking Neural Networks",
-    ICCV 2021 (arXiv 2007.05785), with alpha = 2; with a free alpha as in BrainCog's `AtanGrad`.
+    Source: Fang et al., "Incorporating Learnable Membrane Time Constant to Enhance Learning of Spiking Neural
+    Networks", ICCV 2021 (arXiv 2007.05785), with alpha = 2; with a free alpha as in BrainCog's `AtanGrad`.
     """
 
     alpha: float = 2.0
@@ -119,9 +119,8 @@ class QuadraticGate(Surrogate):
 class Sigmoid(Surrogate):
     """g = 1 / (1 + exp(-alpha x)), so g' = alpha g (1 - g).
 
-    Source: Zenke and Ganguli, "SuperSpike", Neural Computation 2018, and Neftci, Mostafa and Zenke, "Surrogate Gradient
-    Learning in Spiking Neural Networks", IEEE Signal Processing Magazine 2019 (arXiv 1901.09948), for the family; alpha = 4 gives
-    a slope of 1 at the threshold.
+    Source: Neftci, Mostafa and Zenke, "Surrogate Gradient Learning in Spiking Neural Networks", IEEE Signal Processing
+    Magazine 2019 (arXiv 1901.09948), which reviews it among others; alpha = 4 gives a slope of 1 at the threshold.
     """
 
     alpha: float = 4.0
@@ -142,8 +141,8 @@ class Sigmoid(Surrogate):
 class Rectangular(Surrogate):
     """g' = alpha for |x| < 1 / (2 alpha), else 0; g is a ramp of that slope.
 
-    Source: Wu et al., "Spatio-Temporal Backpropagation for Training High-Performance Spiking Neural Networks", Frontiers in
-    Neuroscience 2018 (arXiv 1706.02609), curve h1 with width a1 = 1 / alpha; a1 = 1 there.
+    Source: Wu et al., "Spatio-Temporal Backpropagation for Training High-Performance Spiking Neural Networks",
+    Frontiers in Neuroscience 2018 (arXiv 1706.02609), curve h1 of width a1 = 1 / alpha.
     """
 
     alpha: float = 1.0

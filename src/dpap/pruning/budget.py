@@ -360,7 +360,16 @@ class Taker:
         for owner, index in candidates.in_order(candidates.fallen):
             self.take(is_unit, owner, index, at_least=at_least)
 
-    def until(self, is_unit: bool, candidates: Candidates, metric: str, most: float, *, keep: float = 0) -> bool:
+    def until(
+        self,
+        is_unit: bool,
+        candidates: Candidates,
+        metric: str,
+        most: float,
+        *,
+        keep: float = -1,
+        at_least: tuple[str, float] | None = None,
+    ) -> bool:
         """By order, whatever the level, until the count is down to `most`; whether it got there.
 
         `keep`: stop as well when no more synapses than that are left in the weights that lose synapses.
@@ -370,7 +379,7 @@ class Taker:
         for owner, index in candidates.in_order():
             if counter.value <= most or own.value <= keep:
                 break
-            if self.take(is_unit, owner, index):
+            if self.take(is_unit, owner, index, at_least=at_least):
                 counter.after(is_unit, owner, index)
                 own.after(is_unit, owner, index)
         return counter.value <= most
@@ -415,8 +424,8 @@ def choose(
     structural = [m for m in ("macs", "parameters") if m in most]
     for metric in structural:
         taker.until(True, units, metric, most[metric])
-    if "sops" in most and not taker.until(True, units, "sops", most["sops"]) and not taker.bound:
-        taker.until(False, synapses, "sops", most["sops"])
+    if "sops" in most:
+        _pay_operations(taker, units, synapses, most["sops"])
     if "connectivity" in most:
         limit = ("connectivity", most["connectivity"])
         if not structural:
@@ -431,6 +440,19 @@ def choose(
         taker.fallen(True, units)
     if "connectivity" not in most and "sops" not in most:
         taker.fallen(False, synapses)
+
+
+def _pay_operations(taker: Taker, units: Candidates, synapses: Candidates, most: float) -> None:
+    """Units first, but none that would miss the target by more than 2 % where synapses can easily make up the rest."""
+    account = taker.account
+    if taker.until(True, units, "sops", most, at_least=("sops", 0.98 * most)) or taker.bound:
+        return
+    payable = sum(
+        float(a @ e.col) for a, e in zip(account.arrivals, account.edges, strict=True) if a is not None and e.weight in account.prunable
+    )
+    if account.sops() - most > (1 - LEAST_SHARE) * payable:
+        taker.until(True, units, "sops", most)
+    taker.until(False, synapses, "sops", most)
 
 
 def check_target(target: Mapping[str, float] | None, account: Account, kinds: set[str]) -> dict[str, float]:
