@@ -300,15 +300,13 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 class _Packed:
-    """Tensors on their way into one safetensors file."""
+    """Tensors on their way into one safetensors file; the caller keeps them alive, since addresses are compared."""
 
     def __init__(self) -> None:
         self.strides: dict[str, list[int]] = {}
         """Of each tensor that is not plainly contiguous."""
         self._stored: dict[str, Tensor] = {}
         self._keys: dict[tuple[object, ...], str] = {}
-        self._originals: list[Tensor] = []
-        """Kept so that no address is used twice while we compare addresses."""
 
     def add(self, tensor: Tensor, name: str | None = None) -> str:
         """The key the tensor is stored under; the same for a tensor that is the same memory."""
@@ -321,12 +319,8 @@ class _Packed:
         if tensor.stride() != _plain_stride(tensor.shape) and _is_dense(tensor.shape, tensor.stride()):
             self.strides[key] = list(tensor.stride())
         stored = tensor.cpu().contiguous()
-        if (
-            stored.untyped_storage().nbytes() != stored.nbytes
-        ):  # part of a larger tensor: safetensors wants its own memory
-            stored = stored.clone()
-        self._stored[key] = stored
-        self._originals.append(tensor)
+        part = stored.untyped_storage().nbytes() != stored.nbytes  # of a larger tensor; safetensors refuses to share
+        self._stored[key] = stored.clone() if part else stored
         return key
 
     def shape(self, key: str) -> list[int]:

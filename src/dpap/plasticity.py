@@ -179,7 +179,7 @@ class Stats:
     """Sum of x_j y_i, where synapses are prunable."""
     xyy: Float[Tensor, "O I"] | None = None
     """Sum of x_j y_i^2, likewise."""
-    stdp: Float[Tensor, "O I"] | None = None
+    stdp: Float[Tensor, "O _"] | None = None
     """Sum of the STDP change (one column, that of all inputs together, where synapses are not prunable)."""
     # Sums with the sliding threshold (rules `paper`, `released`).
     bcm: Float[Tensor, "O I"] | None = None

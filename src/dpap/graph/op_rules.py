@@ -542,9 +542,10 @@ def _along(index: IntArray, source: list[int], axis: int, shape: tuple[int, ...]
 
 def _land(walk: Walk, out: Value, target: list[int], name: str, index: IntArray) -> None:
     block = index.reshape([out.shape[a] for a in target])
+    single = [a for a in target if out.shape[a] == 1] if (index == index[:1]).all() else []  # an axis of one index stays one
     for position, axis in enumerate(target):
         line = np.moveaxis(block, position, 0).reshape(out.shape[axis], -1)
-        if len(target) == 1 or (out.shape[axis] > 1 and (line == line[:, :1]).all()):
+        if axis == single[0] if single else len(target) == 1 or (out.shape[axis] > 1 and (line == line[:, :1]).all()):
             if name:
                 out.marks[axis] = {**out.marks[axis], name: line[:, 0]}
             elif out.units[axis] is None:

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from dpap.errors import DPAPError
 from dpap.neurons import surrogate as surrogates
@@ -301,8 +300,12 @@ class _Sequence(torch.autograd.Function):
         return frame.restore(_fire(frame, firing))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled():  # create_graph=True; without this the second derivative would be zero, silently
+            raise DPAPError(
+                "The gradient of a spiking neuron cannot be differentiated again (create_graph=True).",
+                fix="leave create_graph out, or run the neuron step by step in a loop, which autograd follows twice",
+            )
         x, rate, alpha = ctx.saved_tensors
         needs_x, _, needs_rate, needs_slope, _ = ctx.needs_input_grad
         frame = _Frame(x, ctx.num_steps, ctx.rate if rate is None else rate)

@@ -1,0 +1,371 @@
+"""Neurons: potentials and gradients worked by hand, what they keep and copy, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dpap.errors import DPAPError
+from dpap.neurons import IF, LIF, PLIF, Rectangular, Repeat, SpikingNeuron, functional, over_time
+from dpap.neurons.encoding import repeated_from
+
+NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"if": IF, "lif": LIF, "plif": PLIF}
+
+
+def sequence(*values: float) -> Tensor:
+    """(T, 1, 1) in float64."""
+    return torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+
+
+def run(neuron: SpikingNeuron, *currents: float) -> tuple[list[float], list[float]]:
+    """Spikes and potentials after the reset, step by step."""
+    spikes, potentials, v = [], [], None
+    for x in sequence(*currents):
+        spike, v = neuron.step(x, v)
+        spikes.append(spike.item())
+        potentials.append(v.item())
+    return spikes, potentials
+
+
+# Every case is exact in binary, so potentials are compared exactly.
+HAND_WORKED: list[Any] = [
+    # h: 0.5, 1.0 (fires at the threshold itself), 0.75, 0.25
+    pytest.param(IF(), [0.5, 0.5, 0.75, -0.5], [0, 1, 0, 0], [0.5, 0.0, 0.75, 0.25], id="IF, hard"),
+    # h: 0.75, 1.5, 1.25, 3.25 (one spike only, the rest stays), 2.25
+    pytest.param(
+        IF(v_reset=None), [0.75, 0.75, 0.75, 3.0, 0.0], [0, 1, 1, 1, 1], [0.75, 0.5, 0.25, 2.25, 1.25], id="IF, soft"
+    ),
+    # starts at -1; h: 0, 1.5, -0.5
+    pytest.param(IF(v_reset=-1.0), [1.0, 1.5, 0.5], [0, 1, 0], [0.0, -1.0, -0.5], id="IF, reset to -1"),
+    # h = (v + x) / 2: 0.75, 1.125, 0.75, 0.375
+    pytest.param(LIF(), [1.5, 1.5, 1.5, 0.0], [0, 1, 0, 0], [0.75, 0.0, 0.75, 0.375], id="LIF, hard"),
+    # h = 3/4 v + x/4: 1.0, 1.0, 1.75
+    pytest.param(LIF(tau=4.0, v_reset=None), [4.0, 4.0, 7.0], [1, 1, 1], [0.0, 0.0, 0.75], id="LIF, soft, tau 4"),
+    # h = v + (x - (v + 1)) / 2, from -1: -0.5, -0.25, 1.375, -1.0 (rests at -1)
+    pytest.param(
+        LIF(v_reset=-1.0), [1.0, 1.0, 4.0, 0.0], [0, 0, 1, 0], [-0.5, -0.25, -1.0, -1.0], id="LIF, reset to -1"
+    ),
+    # tau = 1 forgets at once: h = x
+    pytest.param(LIF(tau=1.0), [0.5, 0.75, 1.0], [0, 0, 1], [0.5, 0.75, 0.0], id="LIF, tau 1"),
+    pytest.param(LIF(v_threshold=0.5), [0.75, 0.75], [0, 1], [0.375, 0.0], id="LIF, threshold 0.5"),
+    pytest.param(PLIF(), [1.5, 1.5, 1.5, 0.0], [0, 1, 0, 0], [0.75, 0.0, 0.75, 0.375], id="PLIF, w = 0 is tau 2"),
+]
+
+
+@pytest.mark.parametrize(("neuron", "currents", "spikes", "potentials"), HAND_WORKED)
+def test_hand_worked(
+    neuron: SpikingNeuron, currents: list[float], spikes: list[float], potentials: list[float]
+) -> None:
+    assert run(neuron, *currents) == (spikes, potentials)
+    assert neuron(sequence(*currents)).flatten().tolist() == spikes
+
+
+def test_functions_by_hand() -> None:
+    x = sequence(1.5, 1.5, 1.5)
+    assert functional.if_sequence(x).flatten().tolist() == [1, 1, 1]
+    assert functional.lif_sequence(x, tau=2.0).flatten().tolist() == [0, 1, 0]
+    assert functional.lif_sequence(x, torch.tensor(2.0)).flatten().tolist() == [0, 1, 0]
+    assert functional.plif_sequence(x, torch.tensor(0.0)).flatten().tolist() == [0, 1, 0]
+    assert [v.item() for v in functional.if_step(x[0], x[1])] == [1, 0]
+    assert [v.item() for v in functional.lif_step(x[0], x[1] - 1, tau=2.0)] == [1, 0]
+    assert [v.item() for v in functional.plif_step(x[0], None, torch.tensor(0.0))] == [0, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # g' = 1/2 at both steps. h = 0.5, 0.75; no spike. dL/dh2 = 1/2 = q.
+        ({}, [0.375, 0.5]),  # dL/dh1 = q + 1/2 q (0 - h1) = 1/2 - 1/8
+        ({"detach_reset": True}, [0.5, 0.5]),  # dL/dh1 = q
+        ({"v_reset": None}, [0.25, 0.5]),  # dL/dh1 = q + 1/2 q (-1)
+        ({"v_reset": None, "detach_reset": True}, [0.5, 0.5]),
+    ],
+)
+def test_gradient_of_if_by_hand(options: dict[str, Any], expected: list[float]) -> None:
+    x = sequence(0.5, 0.25).requires_grad_()
+    IF(surrogate=Rectangular(alpha=0.5), **options)(x)[1].sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == expected
+
+
+def test_gradient_of_the_time_constant_by_hand() -> None:
+    # k = 1/2, x = 1, 0.5: h1 = 0.5, v1 = 0.5, h2 = 0.5; g' = 1/2; loss s2; constant spike in the reset.
+    # dh1/dk = x1 = 1; dh2/dk = (x2 - v1) + (1 - k) dh1/dk = 0 + 1/2; dk/dw = k (1 - k) = 1/4.
+    neuron = PLIF(surrogate=Rectangular(alpha=0.5), detach_reset=True)
+    neuron(sequence(1.0, 0.5))[1].sum().backward()
+    assert neuron.w.grad is not None
+    assert neuron.w.grad.item() == 0.5 * 0.5 * 0.25
+
+
+def test_gradient_of_the_slope_by_hand() -> None:
+    # One step, h - 1 = -0.5, inside the ramp g = alpha x + 1/2: dg/dalpha = -0.5.
+    neuron = IF(surrogate=Rectangular(alpha=0.5), learn_slope=True)
+    neuron(sequence(0.5)).sum().backward()
+    assert neuron.alpha is not None
+    assert neuron.alpha.grad is not None
+    assert neuron.alpha.grad.item() == -0.5
+
+
+def test_time_constants_per_channel() -> None:
+    neuron = PLIF(channels=2)
+    with torch.no_grad():
+        neuron.w.copy_(torch.tensor([0.0, 100.0]))  # tau = 2 and tau = 1
+    x = torch.full((3, 1, 2), 1.5, dtype=torch.float64)
+    assert neuron(x).tolist() == [[[0, 1]], [[1, 1]], [[0, 1]]]
+
+
+@pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+def test_stateless_between_calls(make: Callable[..., SpikingNeuron]) -> None:
+    neuron, x = make(), torch.randn(5, 3, 4) + 1
+    first = neuron(x)
+    neuron(torch.randn(2, 7, 4))
+    assert torch.equal(neuron(x), first)
+    assert 0 < first.mean() < 1
+
+
+def test_parameters_and_state() -> None:
+    assert list(IF().state_dict()) == []
+    assert list(LIF(learn_slope=True).state_dict()) == ["alpha"]
+    neuron = PLIF(init_tau=3.0, channels=4, learn_slope=True)
+    assert {name: tuple(p.shape) for name, p in neuron.named_parameters()} == {"alpha": (), "w": (4,)}
+    torch.testing.assert_close(neuron.rate(), torch.full((4,), 1 / 3))
+    twin = copy.deepcopy(neuron)
+    assert twin.firing == neuron.firing
+    assert twin.w is not neuron.w
+
+
+def test_repr_tells_the_constants() -> None:
+    assert "tau=3.0" in repr(LIF(tau=3.0))
+    assert "channels=4" in repr(PLIF(channels=4))
+    assert "v_reset=None" in repr(IF(v_reset=None))
+    assert "detach_reset=True" in repr(IF(detach_reset=True))
+    assert "learn_slope=True" in repr(IF(learn_slope=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+def test_low_precision_keeps_its_state_in_float32(make: Callable[..., SpikingNeuron], dtype: torch.dtype) -> None:
+    neuron = make()
+    x = (torch.randn(6, 4, 50) + 1).to(dtype).requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    spikes, expected = neuron(x), neuron(wide)
+    assert spikes.dtype == dtype
+    assert torch.equal(spikes.float(), expected)
+    weights = torch.randn_like(expected).to(dtype)
+    gradient = torch.autograd.grad((spikes * weights).sum(), x)[0]
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, torch.autograd.grad((expected * weights).sum(), wide)[0].to(dtype))
+    assert neuron.step(x[0])[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+def test_under_autocast(make: Callable[..., SpikingNeuron]) -> None:
+    layer, neuron = nn.Linear(8, 8), make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        current = over_time(layer, torch.randn(4, 3, 8) * 2)
+        spikes = neuron(current)
+        spike, v = neuron.step(current[0])
+    assert current.dtype == spikes.dtype == spike.dtype == torch.bfloat16
+    assert v.dtype == torch.float32
+    assert torch.equal(spikes.float(), neuron(current.float()))
+    spikes.float().mean().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.abs().sum() > 0
+
+
+class Allocations(TorchDispatchMode):
+    """Counts elements of every new storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+        self.sizes: list[int] = []
+        self.alive: list[Tensor] = []  # or an address would be used twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in [*args, *(kwargs or {}).values()]:
+            if isinstance(tensor, Tensor):
+                self.seen.add(tensor.untyped_storage().data_ptr())
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.seen:
+                self.seen.add(tensor.untyped_storage().data_ptr())
+                self.alive.append(tensor)
+                self.sizes.append(tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@contextmanager
+def allocations() -> Iterator[Allocations]:
+    with Allocations() as counted:
+        yield counted
+
+
+@pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+def test_forward_stores_no_membranes(make: Callable[..., SpikingNeuron], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "PIECE", 100)
+    neuron, x = make(), torch.randn(10, 4, 500)
+    with torch.no_grad(), allocations() as counted:
+        neuron(x)
+    assert sorted(counted.sizes)[-1] == x.numel()  # the spikes
+    assert sum(counted.sizes) <= x.numel() + 500
+    x.requires_grad_()
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        neuron(x)
+    large = [tensor for tensor in saved if tensor.numel() > 1]
+    assert [tensor.data_ptr() for tensor in large] == [x.data_ptr()]
+
+
+def test_constant_input_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(functional, "PIECE", 100)
+    image, num_steps = torch.randn(4, 500, requires_grad=True), 10
+    with allocations() as counted:
+        spikes = LIF()(Repeat(num_steps)(image))
+    assert [size for size in counted.sizes if size > 100] == [spikes.numel()]
+    upstream = torch.randn_like(spikes)
+    with allocations() as counted:
+        spikes.backward(upstream)
+    assert max(counted.sizes) == image.numel()  # one gradient, not ten
+    expanded = torch.randn(4, 500).expand(num_steps, 4, 500)  # by whatever means
+    with allocations() as counted:
+        LIF()(expanded)
+    assert [size for size in counted.sizes if size > 100] == [spikes.numel()]
+
+
+def test_double_backward_is_refused() -> None:
+    x = torch.randn(3, 2, 2, requires_grad=True)
+    with pytest.raises(DPAPError, match="differentiated again"):
+        torch.autograd.grad(LIF()(x).sum(), x, create_graph=True)
+    torch.autograd.grad(LIF()(x).sum(), x, retain_graph=True)
+
+    spikes, v = [], None  # the way out that the error names
+    for x_t in x:
+        spike, v = LIF().step(x_t, v)
+        spikes.append(spike)
+    gradient = torch.autograd.grad(torch.stack(spikes).sum(), x, create_graph=True)[0]
+    assert torch.autograd.grad(gradient.sum(), x)[0].abs().sum() > 0
+
+
+def test_gradient_only_where_asked() -> None:
+    neuron = PLIF(learn_slope=True)
+    neuron.w.requires_grad_(False)
+    neuron(torch.randn(3, 2, 2)).sum().backward()
+    assert neuron.w.grad is None
+    assert neuron.alpha is not None
+    assert neuron.alpha.grad is not None
+    assert not IF()(torch.randn(3, 2, 2)).requires_grad
+
+
+@pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
+def test_empty_batch_and_single_step(make: Callable[..., SpikingNeuron]) -> None:
+    neuron = make()
+    empty = torch.zeros(4, 0, 3, requires_grad=True)
+    neuron(empty).sum().backward()
+    assert empty.grad is not None
+    assert empty.grad.shape == (4, 0, 3)
+    x = torch.randn(1, 3, 5, requires_grad=True)
+    spikes = neuron(x)
+    assert torch.equal(spikes[0], neuron.step(x[0])[0])
+    spikes.sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().min() > 0
+
+
+def test_repeat_is_a_view() -> None:
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    repeated = Repeat(5)(x)
+    assert repeated.shape == (5, 2, 3, 4)
+    assert repeated.data_ptr() == x.data_ptr()
+    assert repeated.stride(0) == 0
+    repeated.sum().backward()
+    assert x.grad is not None
+    assert (x.grad == 5).all()
+
+
+def test_gradient_of_a_repeated_tensor_reaches_who_asked_for_it() -> None:
+    image = torch.randn(2, 3, requires_grad=True)
+    seen: list[Tensor] = []
+    repeated = Repeat(4)(image)
+    assert repeated_from(repeated) is image
+    repeated.register_hook(seen.append)  # type: ignore[no-untyped-call]
+    assert repeated_from(repeated) is None
+    LIF()(repeated).sum().backward()
+    assert [tuple(gradient.shape) for gradient in seen] == [(4, 2, 3)]
+
+    kept = Repeat(4)(image)
+    kept.retain_grad()
+    LIF()(kept).sum().backward()
+    assert kept.grad is not None
+    assert kept.grad.shape == (4, 2, 3)
+
+
+def test_a_tensor_made_of_a_repeated_one_is_not_taken_for_it() -> None:
+    image = torch.randn(2, 3, requires_grad=True)
+    repeated = Repeat(4)(image)
+    assert repeated_from(repeated * 2) is None
+    assert repeated_from(repeated.detach()) is None
+    assert repeated_from(repeated[:2]) is None
+    with torch.no_grad():
+        unrelated = Repeat(4)(image)
+    assert repeated_from(unrelated.requires_grad_()) is None
+    spikes = LIF()(unrelated)
+    image.grad = None
+    spikes.sum().backward()
+    assert image.grad is None
+    assert unrelated.grad is not None
+
+
+def test_over_time_is_a_loop_over_time() -> None:
+    layer, x = nn.Conv2d(2, 3, 3, stride=2), torch.randn(4, 5, 2, 9, 9)
+    torch.testing.assert_close(over_time(layer, x), torch.stack([layer(x_t) for x_t in x]))
+    fast = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (4, 5))  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(over_time(layer, fast), over_time(layer, x))
+    assert over_time(nn.Flatten(), Repeat(4)(x[0])).shape == (4, 5, 162)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: LIF(tau=0.99), id="tau below 1"),
+        pytest.param(lambda: LIF(tau=float("nan")), id="tau not a number"),
+        pytest.param(lambda: LIF(tau=float("inf")), id="tau infinite"),
+        pytest.param(lambda: functional.lif_step(torch.zeros(2), None, 0.5), id="tau below 1, step"),
+        pytest.param(lambda: functional.lif_sequence(torch.zeros(2, 2), 0.5), id="tau below 1, sequence"),
+        pytest.param(lambda: PLIF(init_tau=1.0), id="initial tau 1"),
+        pytest.param(lambda: PLIF(channels=0), id="no channels"),
+        pytest.param(lambda: IF(v_threshold=0.0), id="threshold at the reset"),
+        pytest.param(lambda: IF(v_threshold=-1.0, v_reset=-0.5), id="threshold below the reset"),
+        pytest.param(lambda: IF(v_threshold=-1.0, v_reset=None), id="threshold below the start"),
+        pytest.param(lambda: IF(v_threshold=float("nan")), id="threshold not a number"),
+        pytest.param(lambda: IF(v_reset=float("-inf")), id="reset infinite"),
+        pytest.param(lambda: Repeat(0), id="no steps"),
+        pytest.param(lambda: functional.sequence(torch.zeros(3), None, None, IF().firing), id="no time axis"),
+        pytest.param(lambda: IF()(torch.zeros(0, 2, 3)), id="T = 0"),
+        pytest.param(lambda: functional.sequence(torch.zeros(3, 2).int(), None, None, IF().firing), id="integers"),
+        pytest.param(lambda: functional.step(torch.zeros(3).int(), None, None, None, IF().firing), id="integer step"),
+        pytest.param(lambda: PLIF(channels=3)(torch.zeros(2, 5, 4)), id="wrong channels"),
+        pytest.param(lambda: PLIF(channels=5)(torch.zeros(2, 5)), id="no channel axis"),
+        pytest.param(lambda: PLIF(channels=3).step(torch.zeros(5, 4)), id="wrong channels, step"),
+        pytest.param(lambda: functional.plif_sequence(torch.zeros(2, 5, 4), torch.zeros(4, 1)), id="w with two axes"),
+    ],
+)
+def test_bad_input_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(DPAPError) as error:
+        make()
+    assert len(str(error.value)) > 30
+
+
+def test_errors_say_shapes_and_a_way_out() -> None:
+    with pytest.raises(DPAPError) as error:
+        PLIF(channels=3)(torch.zeros(2, 5, 4))
+    assert "(3,)" in error.value.what
+    assert "(2, 5, 4)" in error.value.what
+    assert "channels" in error.value.fix
