@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from oracles.records import CLASSES, IMAGE_CHANNELS, SIDE, Batch, Record
 from torch import Tensor, nn
 
 from dpap import DPAP
 from dpap.neurons import IF, over_time
-from oracles.records import CLASSES, IMAGE_CHANNELS, SIDE, Batch, Record
 
 
 class Player(IF):
@@ -48,7 +48,12 @@ class Replay(nn.Module):
 
     def play(self, batch: Batch) -> Tensor:
         """The image of a batch; sets what the neurons will say."""
-        for name, player in (("conv1", self.neuron1), ("conv2", self.neuron2), ("fc", self.neuron3), ("classifier", self.neuron4)):
+        for name, player in (
+            ("conv1", self.neuron1),
+            ("conv2", self.neuron2),
+            ("fc", self.neuron3),
+            ("classifier", self.neuron4),
+        ):
             post = torch.from_numpy(batch[name].post)
             player.recorded = post.unflatten(3, (SIDE, SIDE)) if post.dim() == 4 else post
         return torch.from_numpy(batch["conv1"].pre).unflatten(3, (SIDE, SIDE))

@@ -186,7 +186,8 @@ class DPAP:
         weights = {layer.weight: parameters[layer.weight] for layer in self._synaptic}
         self.synapse_masks = {n: torch.ones(w.shape[:2], dtype=torch.bool, device=w.device) for n, w in weights.items()}
         self.synapse_survival = {
-            n: torch.full(w.shape[:2], self.rule.initial, dtype=_sum_dtype(parameters), device=w.device) for n, w in weights.items()
+            n: torch.full(w.shape[:2], self.rule.initial, dtype=_sum_dtype(parameters), device=w.device)
+            for n, w in weights.items()
         }
         account = self._account(self.alive, self.synapse_masks)
         self.target = self._checked_target(target, account)
@@ -241,15 +242,22 @@ class DPAP:
             layer
             for layer in self.graph.layers
             if layer.pre is not None
-            and (layer.out_group in groups or layer.weight in weights or (all_spikes and layer.spike_divisor is not None))
+            and (
+                layer.out_group in groups or layer.weight in weights or (all_spikes and layer.spike_divisor is not None)
+            )
         )
 
     def _check_model(self, parameters: Mapping[str, Tensor]) -> None:
         if not self._groups and not self._synaptic:
-            reasons = "; ".join(f"{g.name}: {g.protected}" for g in self.graph.groups) or "no convolution or linear layer found"
+            reasons = (
+                "; ".join(f"{g.name}: {g.protected}" for g in self.graph.groups)
+                or "no convolution or linear layer found"
+            )
             raise DPAPError(f"There is nothing to prune in this {type(self.model).__name__}.", where=reasons)
         moved = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        names = {s.tensor for g in self._groups for s in (*g.producers, *g.consumers) if s.masked and s.tensor in parameters}
+        names = {
+            s.tensor for g in self._groups for s in (*g.producers, *g.consumers) if s.masked and s.tensor in parameters
+        }
         names |= {layer.weight for layer in self._synaptic}
         missing = sorted(name for name in names if id(parameters[name]) not in moved)
         if missing:
@@ -260,9 +268,15 @@ class DPAP:
                 "or freeze them with requires_grad_(False), which protects them.",
             )
         if self.rule.needs_neurons and not self.graph.neurons:
-            raise DPAPError(f"Rule {self.rule.name!r} is the authors' script, which has no network without spikes.", fix='use rule="paper" or "dpap".')
+            raise DPAPError(
+                f"Rule {self.rule.name!r} is the authors' script, which has no network without spikes.",
+                fix='use rule="paper" or "dpap".',
+            )
         if "stdp" in costly_sums(self.rule) and self.graph.num_steps == 1:
-            raise DPAPError("Spike-timing plasticity needs more than one time step; this network has T = 1.", fix="use another score.")
+            raise DPAPError(
+                "Spike-timing plasticity needs more than one time step; this network has T = 1.",
+                fix="use another score.",
+            )
 
     def _checked_target(self, target: Mapping[str, float] | None, account: Account) -> dict[str, float]:
         if target and not self.rule.windowed:
@@ -352,7 +366,9 @@ class DPAP:
     def preview(self) -> DevelopmentReport:
         """What a development step would do now, at the level of now, with what this window has seen; nothing is changed."""
         if not self._sums or not self._watching:
-            raise DPAPError("Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing().")
+            raise DPAPError(
+                "Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing()."
+            )
         return self._decide(self._clock()).report
 
     def _boundary(self) -> bool:
@@ -389,7 +405,11 @@ class DPAP:
                     synapse_survival[layer.weight], growth, self._living_synapses(layer), clock
                 )
         account = self._account(self.alive, self.synapse_masks)
-        taker = Taker(account=account, elapsed=clock.elapsed, capped=self.rule.windowed and not (clock.q >= 1 and bool(self.target)))
+        taker = Taker(
+            account=account,
+            elapsed=clock.elapsed,
+            capped=self.rule.windowed and not (clock.q >= 1 and bool(self.target)),
+        )
         if use or synapse_use:
             self._take(taker, clock, survival, use, synapse_survival, synapse_use)
         alive, synapses = self._outcome(taker)
@@ -410,7 +430,9 @@ class DPAP:
             score = self._score(layer, "unit", alive[torch.from_numpy(layer.out_units)]).cpu()
             per_unit = torch.zeros(units, dtype=score.dtype).index_add_(0, torch.from_numpy(layer.out_units), score)
             if self.rule.windowed and uninformed(per_unit, alive):
-                notes.warnings.append(f"{layer.name}: no unit stands out in this window (all scores are 0); all count alike")
+                notes.warnings.append(
+                    f"{layer.name}: no unit stands out in this window (all scores are 0); all count alike"
+                )
             if self.rule.windowed:
                 active = self._sums[(layer.weight, layer.call)].sums["y"].cpu() > 0
                 stuck = int((alive & (per_unit == 0))[torch.from_numpy(layer.out_units)][active].sum())
@@ -431,7 +453,9 @@ class DPAP:
                 score = self._score(call, "synapse", alive)
                 rows = uninformed(score, alive) if self.rule.windowed else 0
                 if rows:
-                    notes.warnings.append(f"{layer.name}: {rows} rows of synapses carried no information; all in them count alike")
+                    notes.warnings.append(
+                        f"{layer.name}: {rows} rows of synapses carried no information; all in them count alike"
+                    )
                 links = self.rule.links(call.kind, "synapse", clock)
                 uses.append(grow(score, alive, links[:1]))
                 growths.append(grow(uses[-1], alive, links[1:]))
@@ -461,7 +485,10 @@ class DPAP:
         shape = weight.shape[:1] if kind == "unit" else weight.shape[:2]
         if not isinstance(score, Tensor) or score.shape != shape:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise DPAPError(f"The score of {layer.name} for kind {kind!r} answered {got}.", fix=f"answer a tensor of shape {tuple(shape)}.")
+            raise DPAPError(
+                f"The score of {layer.name} for kind {kind!r} answered {got}.",
+                fix=f"answer a tensor of shape {tuple(shape)}.",
+            )
         if not bool(score.isfinite().all()):
             raise self._not_finite(layer, "score is not finite: its weights, or the score function, hold")
         if self.rule.windowed and bool((score < 0).any()):
@@ -503,7 +530,8 @@ class DPAP:
             for w in synapse_use
         }
         synapses = self._candidates(
-            [(edges[w], synapse_survival[w], synapse_use[w], living[w]) for w in synapse_use], self.rule.level("synapse", clock)
+            [(edges[w], synapse_survival[w], synapse_use[w], living[w]) for w in synapse_use],
+            self.rule.level("synapse", clock),
         )
         if not self.rule.windowed:
             self._take_as_printed(taker, units, synapses)
@@ -553,7 +581,9 @@ class DPAP:
         if "sops" in self.target:
             samples = {w: s.samples for (w, _), s in self._sums.items()}
             account.arrivals = [
-                (self._arrivals[e.weight].double().cpu().numpy() / samples[e.weight]) if e.weight in self._arrivals else None
+                (self._arrivals[e.weight].double().cpu().numpy() / samples[e.weight])
+                if e.weight in self._arrivals
+                else None
                 for e in account.edges
             ]
             self._dense.setdefault("sops", account.sops())
@@ -564,7 +594,9 @@ class DPAP:
         for metric, share in self.target.items():
             reached = account.count(metric) / reference[metric]
             if reached > share * (1 + 1e-9):
-                log.warning("The target of %.4f %s was missed: floors and protected parts left %.4f.", share, metric, reached)
+                log.warning(
+                    "The target of %.4f %s was missed: floors and protected parts left %.4f.", share, metric, reached
+                )
 
     def _outcome(self, taker: Taker) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         account = taker.account
@@ -752,7 +784,9 @@ class DPAP:
                 )
 
     def __repr__(self) -> str:
-        lines = [f"DPAP(rule={self.rule.name!r}, step {self.steps_taken} of {self.total_steps}, connectivity {self.connectivity():.4f})"]
+        lines = [
+            f"DPAP(rule={self.rule.name!r}, step {self.steps_taken} of {self.total_steps}, connectivity {self.connectivity():.4f})"
+        ]
         for group in self.graph.groups:
             lines += _described(group, int(self.alive[group.name].sum()), self.graph)
         for layer in self._synaptic:
@@ -781,15 +815,28 @@ def _sum_dtype(parameters: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _check_schedule(
-    total_steps: int, start: float, stop: float, memory: float, development_steps: int, observe_every: int, shrink: str, rule: Rule
+    total_steps: int,
+    start: float,
+    stop: float,
+    memory: float,
+    development_steps: int,
+    observe_every: int,
+    shrink: str,
+    rule: Rule,
 ) -> None:
-    for name, value in (("total_steps", total_steps), ("development_steps", development_steps), ("observe_every", observe_every)):
+    for name, value in (
+        ("total_steps", total_steps),
+        ("development_steps", development_steps),
+        ("observe_every", observe_every),
+    ):
         if not isinstance(value, int) or value < 1:
             raise DPAPError(f"{name}={value!r} is no count.", fix="give an integer of at least 1.")
     if shrink != "never":
         raise DPAPError(f"shrink={shrink!r} is not available.", fix='use shrink="never" and compact() at the end.')
     if not 0 <= start < stop <= 1:
-        raise DPAPError(f"start={start}, stop={stop} is no window.", fix="give shares of the run with 0 <= start < stop <= 1.")
+        raise DPAPError(
+            f"start={start}, stop={stop} is no window.", fix="give shares of the run with 0 <= start < stop <= 1."
+        )
     if not memory > 0:
         raise DPAPError(f"memory={memory} is no share of the run.", fix="give a positive number such as 0.03.")
     steps = min(development_steps, total_steps)

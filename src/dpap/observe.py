@@ -62,10 +62,14 @@ class Observer:
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
         sites = {s for layer in self.layers for s in (layer.pre, layer.post) if s is not None}
         self._sites = {(s.module, s.side, s.call): s for s in sites}
-        self._handles: list[Any] = [] if whole_block else [
-            model.register_forward_pre_hook(OwnHook(self._begin)),
-            model.register_forward_hook(OwnHook(self._end)),
-        ]
+        self._handles: list[Any] = (
+            []
+            if whole_block
+            else [
+                model.register_forward_pre_hook(OwnHook(self._begin)),
+                model.register_forward_hook(OwnHook(self._end)),
+            ]
+        )
         for name in sorted({module for module, _, _ in self._sites}):
             module = model.get_submodule(name)
             self._handles.append(module.register_forward_pre_hook(OwnHook(partial(self._enter, name))))

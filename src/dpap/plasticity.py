@@ -24,7 +24,7 @@ from dpap.errors import DPAPError
 Kind = Literal["unit", "synapse"]
 
 
-def spike_trace(spikes: Float[Tensor, "T *N"], decay: float) -> Float[Tensor, "*N"]:
+def spike_trace(spikes: Float[Tensor, T *N], decay: float) -> Float[Tensor, "*N"]:
     """Leaky sum of what was fired; paper, Eq. (1) and (2): S[t] = decay S[t-1] + o[t], the value after the last step.
 
     >>> spike_trace(torch.tensor([1.0, 0.0, 1.0, 1.0]), decay=0.5).item()
@@ -121,9 +121,7 @@ def synapse_spine(weight: Float[Tensor, "O I"], change: Float[Tensor, "O I"]) ->
     return weight.abs() * change.sqrt()
 
 
-def stdp_update(
-    pre: Float[Tensor, "T B I"], post: Float[Tensor, "T B O"], decay: float
-) -> Float[Tensor, "O I"]:
+def stdp_update(pre: Float[Tensor, "T B I"], post: Float[Tensor, "T B O"], decay: float) -> Float[Tensor, "O I"]:
     """Pair-based spike-timing plasticity of one batch: sum over steps of S_pre[t] o_post[t] - S_post[t] o_pre[t].
 
     A synapse whose input fires before its unit is strengthened, after it weakened:
@@ -152,7 +150,7 @@ class Stats:
     """Seed of the run, for scores that draw."""
     weight: Tensor
     """(O, I, *kernel)."""
-    alive: Bool[Tensor, "..."]
+    alive: Bool[Tensor, ...]
     """(O,) or (O, I), as the answer."""
     samples: int
     """Samples observed in the window."""
@@ -223,7 +221,7 @@ class WindowSums:
     ) -> None:
         self.pairs, self.decay = pairs, decay
         self.samples = 0
-        shapes = {name: (units,) for name in ("y", "yy", "rate_y", "total_y", "total_yy")}
+        shapes = dict.fromkeys(("y", "yy", "rate_y", "total_y", "total_yy"), (units,))
         shapes |= {"x": (inputs,), "rate_x": (inputs,)}
         matrices = {"xy": (units, inputs), "xyy": (units, inputs)} if pairs else {}
         matrices |= {"stdp": (units, inputs if pairs else 1)} if stdp else {}
@@ -318,7 +316,7 @@ class SlidingSums:
     ) -> None:
         self.per_slot, self.reset = per_slot, reset
         self.samples, self.num = 0, 0
-        shapes = {name: (units,) for name in ("y", "bcm_rows", "spine")} | ({"bcm": (units, inputs)} if pairs else {})
+        shapes = dict.fromkeys(("y", "bcm_rows", "spine"), (units,)) | ({"bcm": (units, inputs)} if pairs else {})
         self.sums = {n: torch.zeros(shape, dtype=dtype, device=device) for n, shape in shapes.items()}
         self.theta: Tensor | None = None
 

@@ -66,7 +66,6 @@ class Rule:
     needs_neurons: bool = False
 
 
-
 def dpap(
     *,
     score: Score | str = bcm,

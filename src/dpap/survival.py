@@ -97,7 +97,7 @@ def _scaled(score: Tensor, alive: Tensor, top: Tensor) -> Tensor:
     return (score - low) / (top - low) if top > low else (score > low).to(score)
 
 
-def percentile(values: Float[Tensor, "..."], percent: float) -> Float[Tensor, ""]:
+def percentile(values: Float[Tensor, ...], percent: float) -> Float[Tensor, ""]:
     """Linear interpolation between order statistics, for any number of values (`torch.quantile` stops at 16 million).
 
     >>> percentile(torch.tensor([4.0, 1.0, 2.0, 3.0]), 75).item()
@@ -158,7 +158,9 @@ def rising_level(q: float, kappa: float) -> float:
     return kappa * (1 - (1 - q) ** 3)
 
 
-def below(survival: Float[Tensor, "*N"], alive: Bool[Tensor, "*N"], level: float, tolerance: float) -> Bool[Tensor, "*N"]:
+def below(
+    survival: Float[Tensor, "*N"], alive: Bool[Tensor, "*N"], level: float, tolerance: float
+) -> Bool[Tensor, "*N"]:
     """Who dies: F < level (1 - tolerance). No decision rests on rounding."""
     return alive & (survival < level * (1 - tolerance))
 

@@ -1,13 +1,17 @@
 """Neurons: one node for T steps = T steps one by one = a plain loop written here = the exported program.
 
-The reference is a loop over time and autograd, the spike a step with the primitive's gradient: heaviside + (g - g.detach()).
+The reference is a loop over time and autograd; a spike is a step with a primitive's gradient: step + (g - g.detach()).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,9 +124,8 @@ def current(*shape: int) -> Tensor:
 
 
 @pytest.fixture(params=[7, 65536], ids=["many pieces", "one piece"])
-def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(functional, "PIECE", request.param)
-    yield
 
 
 @pytest.mark.usefixtures("_pieces")
@@ -186,8 +189,10 @@ def test_layouts_of_the_upstream_gradient(kind: str) -> None:
 def test_layout_in_memory_is_kept(layout: str) -> None:
     x = LAYOUTS[layout](current(5, 4, 3, 2, 3))
     assert LIF()(x).stride()[1:] == x.stride()[1:]
-    assert LIF()(x).flatten(0, 1).is_contiguous(
-        memory_format=torch.contiguous_format if layout == "contiguous" else torch.channels_last
+    assert (
+        LIF()(x)
+        .flatten(0, 1)
+        .is_contiguous(memory_format=torch.contiguous_format if layout == "contiguous" else torch.channels_last)
     )
 
 
@@ -278,20 +283,31 @@ def test_exported_program_is_lean_without_gradients() -> None:
     assert {name for name in used if "lerp" in name}
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # the checker of shapes, which only tests put around functions
-def test_compiled_equals_eager_with_gradients() -> None:
-    net, image = net_and_image()
-    compiled = torch.compile(net, backend="aot_eager")
-    parameters = list(net.parameters())
-    eager, fast = net(image), compiled(image)
-    assert torch.equal(fast, eager)
-    upstream = torch.randn_like(eager)
-    for got, want in zip(
-        torch.autograd.grad(fast, parameters, upstream),
-        torch.autograd.grad(eager, parameters, upstream),
-        strict=True,
-    ):
-        assert (got - want).abs().max() <= 1e-11 * want.abs().max().clamp(min=1)
+COMPILED = """
+import torch
+from torch import nn
+from dpap.neurons import IF, LIF, PLIF, Repeat
+
+torch.manual_seed(0)
+neurons = PLIF(init_tau=1.5, learn_slope=True), IF(v_reset=None), LIF(v_reset=-0.2, v_threshold=0.4)
+net = nn.Sequential(nn.Linear(6, 8), Repeat(5), *neurons).double()
+net[0].weight.data.mul_(6)
+x = torch.randn(7, 6, dtype=torch.float64)
+eager, fast = net(x), torch.compile(net, backend="aot_eager", fullgraph=True)(x)
+assert torch.equal(fast, eager) and 0.02 < eager.mean() < 0.98
+upstream, leaves = torch.randn_like(eager), list(net.parameters())
+for got, want in zip(torch.autograd.grad(fast, leaves, upstream), torch.autograd.grad(eager, leaves, upstream)):
+    assert want.abs().max() > 1e-6 and (got - want).abs().max() <= 1e-12 * want.abs().max().clamp(min=1)
+print("equal")
+"""
+
+
+def test_compiled_equals_eager_with_gradients(repository: Path) -> None:
+    """In a process of its own: what checks shapes in the tests wraps functions in a way the compiler does not follow."""
+    environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
+    command = [sys.executable, "-c", COMPILED]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "equal", run.stderr
 
 
 @pytest.mark.gpu

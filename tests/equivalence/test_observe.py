@@ -8,18 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import ConvNet, SpikingNet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpap import DPAP, DPAPError
-from dpap.plasticity import WindowSums
 from dpap.neurons import LIF, over_time
-from nets import ConvNet, SpikingNet
+from dpap.plasticity import WindowSums
 
 
 def make(model: nn.Module, example: Any, **options: Any) -> DPAP:
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    settings: dict[str, Any] = {"total_steps": 1000, "start": 0.0, "stop": 0.5, "development_steps": 10, "observe_every": 1}
+    settings: dict[str, Any] = {
+        "total_steps": 1000,
+        "start": 0.0,
+        "stop": 0.5,
+        "development_steps": 10,
+        "observe_every": 1,
+    }
     return DPAP(model, example, optimizer=optimizer, **(settings | options))
 
 
@@ -193,7 +199,9 @@ class TestOrdinary:
         x = torch.randn(5, 1, 4, 4, dtype=torch.float64)
         with dev.observing():
             model(x)
-        post = model.c(x).relu().flatten(2).sum(2).detach().numpy()  # as the reader receives it: all positions of the channel
+        post = (
+            model.c(x).relu().flatten(2).sum(2).detach().numpy()
+        )  # as the reader receives it: all positions of the channel
         agree(window(dev, "c.weight"), slow_sums([np.abs(x.numpy()).mean(axis=(2, 3))], [post]))
 
 
@@ -276,7 +284,14 @@ def test_in_a_foreign_flat_loop() -> None:
 
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 4)
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(192, 32),
+        nn.ReLU(),
+        nn.Linear(32, 4),
     )
     x = torch.randn(256, 1, 8, 8)
     y = torch.stack([x[:, 0, :4, :4], x[:, 0, :4, 4:], x[:, 0, 4:, :4], x[:, 0, 4:, 4:]], 1).abs().sum((2, 3)).argmax(1)

@@ -7,16 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from dpap import DPAP, DPAPError
-from dpap.plasticity import SlidingSums, WindowSums
-from dpap.rules import paper as paper_rule
 from oracles import dpap as dpap_oracle
 from oracles import paper as paper_oracle
 from oracles import released as released_oracle
 from oracles.hand_worked import HAND_WORKED
 from oracles.records import Record, make_record
 from replay import replay
+
+from dpap import DPAP, DPAPError
+from dpap.plasticity import SlidingSums, WindowSums
+from dpap.rules import paper as paper_rule
 
 HIDDEN = ("conv1", "conv2", "fc")
 
@@ -70,9 +70,16 @@ class TestReleased:
         _, dev = replay(record, compare, step_each="epoch", rule="released")
         assert len(seen) == 60
         assert "classifier.weight" not in dev.synapse_masks
-        for kind, names, part in (("convolution units", HIDDEN[:2], 0), ("fc units", HIDDEN[2:], 0), ("synapses", HIDDEN[2:], 1)):
+        for kind, names, part in (
+            ("convolution units", HIDDEN[:2], 0),
+            ("fc units", HIDDEN[2:], 0),
+            ("synapses", HIDDEN[2:], 1),
+        ):
             dying = {
-                epoch for epoch in range(1, 60) for name in names if seen[epoch][name][part] > seen[epoch - 1][name][part]
+                epoch
+                for epoch in range(1, 60)
+                for name in names
+                if seen[epoch][name][part] > seen[epoch - 1][name][part]
             }
             assert len(dying) >= 5, f"{kind} die in only {len(dying)} epochs: the record proves too little"
 
@@ -116,7 +123,7 @@ class TestPaper:
                 np.testing.assert_array_equal(dev.alive[name].numpy(), oracle.alive)
                 if name in HIDDEN:
                     same(dev.survival[name], oracle.unit_survival, f"F of {name}, epoch {epoch}")
-                    assert getattr(report, "isolated_units").get(name, []) == list(oracle.isolated)
+                    assert report.isolated_units.get(name, []) == list(oracle.isolated)
                 if name in ("fc", "classifier"):
                     living = ~np.isnan(oracle.synapse_u)
                     same(
@@ -146,7 +153,9 @@ class TestPaper:
             survival, lowest = torch.tensor([rule.initial], dtype=torch.float64), math.inf
             for epoch in range(2000):
                 clock = Clock(progress=0.5, elapsed=0.01, start=0.1, stop=0.5, epoch=epoch)
-                growth = grow(torch.zeros(1, dtype=torch.float64), torch.tensor([True]), rule.links("conv", "unit", clock)[1:])
+                growth = grow(
+                    torch.zeros(1, dtype=torch.float64), torch.tensor([True]), rule.links("conv", "unit", clock)[1:]
+                )
                 survival = survival_step(survival, growth, rule.gamma(clock))
                 if epoch < 100:  # later only the leak is left, towards 0 and never below
                     lowest = min(lowest, survival.item())
@@ -211,7 +220,9 @@ class TestDpap:
         living = np.ones(case.layer.inputs, dtype=bool)
         if not image:
             living = case.alive[case.chain[-2].name][list(case.layer.in_unit)]
-        sums = WindowSums(case.layer.outputs, case.layer.inputs, pairs=True, dtype=torch.float64, device=torch.device("cpu"))
+        sums = WindowSums(
+            case.layer.outputs, case.layer.inputs, pairs=True, dtype=torch.float64, device=torch.device("cpu")
+        )
         sums.add(over[0], over[1], torch.from_numpy(living), first, weights)
         for name, expected in (("y", case.sum_y), ("total_y", case.sum_Xy), ("total_yy", case.sum_Xyy)):
             same(sums.sums[name], expected, name)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import ConvNet, SpikingNet
 from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError, Stats, find_groups
@@ -17,7 +18,6 @@ from dpap.graph.group import Graph
 from dpap.plasticity import Kind
 from dpap.pruning.budget import Account, Candidates, Taker, Victim, check_target
 from dpap.rules import dpap as dpap_rule
-from nets import ConvNet, SpikingNet
 
 
 def graph_of(model: nn.Module, *shape: int) -> Graph:
@@ -28,7 +28,11 @@ SMALL = graph_of(SpikingNet(2, (3, 4, 5)), 2, 1, 8, 8)
 
 
 def opened(graph: Graph = SMALL, *, floors: bool = True, synapses: bool = True) -> Account:
-    masks = {la.weight: np.ones((len(la.out_units), len(la.in_unit)), dtype=bool) for la in graph.layers if la.kind == "linear"}
+    masks = {
+        la.weight: np.ones((len(la.out_units), len(la.in_unit)), dtype=bool)
+        for la in graph.layers
+        if la.kind == "linear"
+    }
     return Account.of(
         graph, {g.name: np.ones(g.units, dtype=bool) for g in graph.groups}, masks if synapses else {}, floors=floors
     )
@@ -52,7 +56,9 @@ def assert_consistent(account: Account) -> None:
     for name in ("inputs", "outputs"):
         for mine_counts, their_counts in zip(getattr(account, name), getattr(fresh, name), strict=True):
             np.testing.assert_array_equal(mine_counts, their_counts)
-    for alive, inputs, outputs, protected in zip(account.alive, account.inputs, account.outputs, account.protected, strict=True):
+    for alive, inputs, outputs, protected in zip(
+        account.alive, account.inputs, account.outputs, account.protected, strict=True
+    ):
         assert (inputs[alive] > 0).all(), "a living unit without a living input"
         assert protected or (outputs[alive] > 0).all(), "a living unit without a living output"
 
@@ -96,7 +102,9 @@ def test_counts_by_hand() -> None:
     assert account.macs() == 3 * 9 * 64 + 3 * 3 * 9 * 16 * 2 + 5 * 12 * 2 + 5 * 5 * 2
     assert account.kill(Victim(False, 2, 4))  # a synapse that the channel had not taken along
     assert account.connectivity() == weights - 3 * 9 - 5 * 4 - 1
-    assert account.macs() == 3 * 9 * 64 + 3 * 3 * 9 * 16 * 2 + 5 * 12 * 2 + 5 * 5 * 2, "a dead synapse costs its MAC all the same"
+    assert account.macs() == 3 * 9 * 64 + 3 * 3 * 9 * 16 * 2 + 5 * 12 * 2 + 5 * 5 * 2, (
+        "a dead synapse costs its MAC all the same"
+    )
 
 
 def test_floors() -> None:
@@ -120,9 +128,13 @@ def test_isolation_without_outputs_and_without_inputs() -> None:
     assert account.isolated == [(2, 2)]
     assert not account.alive[2][2] and account.edges[2].row[2] == 0
     assert_consistent(account)
-    chain = opened(graph_of(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), 2, 4))
+    chain = opened(
+        graph_of(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2)), 2, 4)
+    )
     for column in range(1, 6):
-        assert chain.kill(Victim(False, 1, 0 * 6 + column)), "unit 0 of the second layer listens to unit 0 of the first only"
+        assert chain.kill(Victim(False, 1, 0 * 6 + column)), (
+            "unit 0 of the second layer listens to unit 0 of the first only"
+        )
     assert chain.kill(Victim(True, 0, 0))
     assert chain.isolated == [(1, 0)], "and dies with it"
     assert_consistent(chain)
@@ -200,10 +212,20 @@ def scores(values: dict[str, list[float]]) -> Any:
     return score
 
 
-def run(model: nn.Module, example: Tensor, steps: int = 40, kinds: frozenset[Kind] | None = None, **options: Any) -> DPAP:
+def run(
+    model: nn.Module, example: Tensor, steps: int = 40, kinds: frozenset[Kind] | None = None, **options: Any
+) -> DPAP:
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     rule = dpap_rule(kinds=kinds, memory=0.05) if kinds else "dpap"
-    dev = DPAP(model, example, optimizer=optimizer, total_steps=steps, observe_every=1, rule=rule, **({"memory": 0.05} | options))
+    dev = DPAP(
+        model,
+        example,
+        optimizer=optimizer,
+        total_steps=steps,
+        observe_every=1,
+        rule=rule,
+        **({"memory": 0.05} | options),
+    )
     for _ in range(steps):
         with dev.observing():
             model(torch.rand_like(example))
@@ -220,7 +242,9 @@ class TestTargets:
         model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
         dev = run(model, torch.rand(4, 20), kinds=frozenset({"synapse"}), target={"connectivity": share})
         total = 30 * 20 + 10 * 30
-        assert total * dev.connectivity() == pytest.approx(np.floor(share * total), abs=20), "one victim, with what it isolates"
+        assert total * dev.connectivity() == pytest.approx(np.floor(share * total), abs=20), (
+            "one victim, with what it isolates"
+        )
         assert dev.connectivity() <= share
 
     @pytest.mark.parametrize("share", SHARES)
@@ -256,12 +280,21 @@ class TestTargets:
         assert account.connectivity() < opened(dev.graph).connectivity()
         x = torch.rand(64, 1, 8, 8)
         counted = [spent(dev, x, masked=masked) for masked in (False, True)]
-        assert counted[1] / counted[0] == pytest.approx(0.4, rel=0.02 + 0.02)  # the rule's 2 %, and as much for other images
+        assert counted[1] / counted[0] == pytest.approx(
+            0.4, rel=0.02 + 0.02
+        )  # the rule's 2 %, and as much for other images
 
     def test_the_cubic_schedule_is_followed(self) -> None:
         model = nn.Sequential(nn.Linear(50, 60), nn.ReLU(), nn.Linear(60, 10))
         optimizer = torch.optim.SGD(model.parameters(), 0.0)
-        dev = DPAP(model, torch.rand(4, 50), optimizer=optimizer, total_steps=100, observe_every=1, target={"connectivity": 0.2})
+        dev = DPAP(
+            model,
+            torch.rand(4, 50),
+            optimizer=optimizer,
+            total_steps=100,
+            observe_every=1,
+            target={"connectivity": 0.2},
+        )
         for _ in range(100):
             with dev.observing():
                 model(torch.rand(4, 50))
@@ -272,7 +305,13 @@ class TestTargets:
 
     def test_a_small_classifier_does_not_pay_for_large_convolutions(self) -> None:
         model = nn.Sequential(
-            nn.Conv2d(3, 40, 3), nn.ReLU(), nn.Conv2d(40, 40, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 10)
+            nn.Conv2d(3, 40, 3),
+            nn.ReLU(),
+            nn.Conv2d(40, 40, 3),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(40, 10),
         )
         dev = run(model, torch.rand(4, 3, 8, 8), target={"connectivity": 0.2}, score="magnitude")
         assert dev.connectivity() == pytest.approx(0.2, abs=0.03)
@@ -324,7 +363,9 @@ def spent(dev: DPAP, x: Tensor, *, masked: bool) -> float:
         living = (module.weight != 0).double() if masked else torch.ones_like(module.weight).double()
         divisor = torch.from_numpy(layer.spike_divisor)
 
-        def count(module: nn.Module, args: Any, out: Tensor, living: Tensor = living, divisor: Tensor = divisor) -> None:
+        def count(
+            module: nn.Module, args: Any, out: Tensor, living: Tensor = living, divisor: Tensor = divisor
+        ) -> None:
             nonlocal total
             spikes = args[0].double() * divisor
             if isinstance(module, nn.Conv2d):
@@ -351,7 +392,16 @@ def test_a_missed_target_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_nobody_dies_outside_the_window() -> None:
     model = ConvNet()
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    dev = DPAP(model, torch.rand(2, 2, 6, 6), optimizer=optimizer, total_steps=100, start=0.3, stop=0.6, observe_every=1, target={"connectivity": 0.3})
+    dev = DPAP(
+        model,
+        torch.rand(2, 2, 6, 6),
+        optimizer=optimizer,
+        total_steps=100,
+        start=0.3,
+        stop=0.6,
+        observe_every=1,
+        target={"connectivity": 0.3},
+    )
     steps = []
     for step in range(1, 101):
         with dev.observing():

@@ -84,7 +84,9 @@ def test_train_prints_the_run_beside_its_control(dpap: Callable[..., tuple[int, 
         assert len(re.findall(r"\d[\d,.]*", line)) >= 3, line
     assert "unpruned control" in out
     assert "run: runs/digits-snn-1" in out
-    assert re.search(r"digits-snn\s+epoch 6/6\s+loss [\d.]+\s+accuracy .*validation .*connectivity (39\.9\d|40\.00) %", err)
+    assert re.search(
+        r"digits-snn +epoch 6/6 +loss [\d.]+ +accuracy .*validation .*connectivity (39\.9\d|40\.00) %", err
+    )
     assert "control  epoch 6/6" in err
     history = read_history(tmp_path / "runs/digits-snn-1/history.jsonl")
     control = read_history(tmp_path / "runs/digits-snn-1/control/history.jsonl")
@@ -137,10 +139,6 @@ SAYS = {
     "device": (["--device", "tpu"], "no device named 'tpu'"),
     "type": (["--set", "data.batch_size=many"], "data.batch_size = 'many' is not allowed"),
     "target": (["--set", "development.target.connectivity=0.0001"], "cannot be reached"),
-    "nothing to prune": (
-        ["--set", "model.blocks=[]", "--set", "model.hidden=[]", "--set", "development.score=bcm"],
-        "",
-    ),
     "too many blocks": (["--set", "model.blocks=[[2],[2],[2],[2]]"], "to nothing"),
     "score": (["digits-ann", "--set", "development.score=stdp"], "more than one time step"),
     "released without spikes": (["digits-ann", "--set", "development.rule=released"], "released"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import ConvNet, SpikingNet
 from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError, find_groups
@@ -16,7 +17,6 @@ from dpap.graph.front import Value
 from dpap.graph.group import Graph, TensorSlice, UnitGroup
 from dpap.graph.op_rules import OP_RULES, _blocks, op_rule
 from dpap.neurons import LIF, Repeat, over_time
-from nets import ConvNet, SpikingNet
 
 
 def slices(pieces: tuple[TensorSlice, ...]) -> dict[str, tuple[int, list[int]]]:
@@ -65,7 +65,12 @@ class TestSpikingNet:
             "fc2": ("input of fc2", "output of lif4"),
         }
         pre = [layer.pre for layer in graph.layers]
-        assert [(s.layout, s.constant) for s in pre if s] == [("B", True), ("T*B", False), ("T,B", False), ("T,B", False)]
+        assert [(s.layout, s.constant) for s in pre if s] == [
+            ("B", True),
+            ("T*B", False),
+            ("T,B", False),
+            ("T,B", False),
+        ]
         assert [s.nonnegative for s in pre if s] == [False, True, True, True]
 
     def test_counts(self, graph: Graph) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from nets import ConvNet, SpikingNet
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpap import DPAP, DPAPError, Stats
-from nets import ConvNet, SpikingNet
 
 DEAD = {"conv1": [1, 5], "conv2": [0, 2, 7], "fc1": [3, 4, 9]}
 ACTIVATION = {"conv1": "act1", "conv2": "act2", "fc1": "act3"}
@@ -137,7 +137,9 @@ def test_what_the_dead_emit_reaches_nobody(kind: str, situation: str) -> None:
     train(model, optimizer, dev, steps=DEATH_STEP, **SITUATIONS[situation])
     weights = [p.detach().clone() for p in model.parameters() if p.dim() > 1]  # a bias before a norm hardly moves
     train(model, optimizer, dev, steps=AFTER, **SITUATIONS[situation])
-    assert all(not torch.equal(a, b) for a, b in zip(weights, (p for p in model.parameters() if p.dim() > 1), strict=True)), "stopped"
+    assert all(
+        not torch.equal(a, b) for a, b in zip(weights, (p for p in model.parameters() if p.dim() > 1), strict=True)
+    ), "stopped"
     assert_dead_for_good(model, dev, autocast=situation == "bf16 autocast")
 
 

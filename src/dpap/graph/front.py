@@ -366,7 +366,9 @@ def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str) -> None
                 if isinstance(values.get(argument), Value):
                     walk.protect_value(values[argument], "network output")
         else:
-            raise DPAPError(f"The exported graph holds a {node.op} node ({node.name}).", fix="only plain operators are understood.")
+            raise DPAPError(
+                f"The exported graph holds a {node.op} node ({node.name}).", fix="only plain operators are understood."
+            )
 
 
 def _placeholder(node: Any, named: dict[str, str], prefix: str) -> Any:
@@ -490,7 +492,9 @@ def _make_group(roots: list[int], members: dict[int, _Member], reason: str | Non
             reason = reason or f"its units own unequal numbers of entries of {tensor}"
             continue
         entries = np.array(rows, dtype=np.int64)
-        (producers if produces else consumers).append(TensorSlice(tensor=tensor, axis=axis, entries=entries, masked=masked))
+        (producers if produces else consumers).append(
+            TensorSlice(tensor=tensor, axis=axis, entries=entries, masked=masked)
+        )
     name = producers[0].tensor.rpartition(".")[0] or producers[0].tensor
     while name in taken:
         name += "'"
@@ -511,14 +515,15 @@ def _finish(walk: Walk, found: _Found, selection: _Selection) -> Graph:
     groups = []
     for group in found.groups:
         reason = group.protected
-        unseen = [
-            layer.name for layer in layers if layer.out_group == group.name and layer.weight not in observed
-        ]
+        unseen = [layer.name for layer in layers if layer.out_group == group.name and layer.weight not in observed]
         if unseen and reason is None:
             reason = f"{unseen[0]} is used without a module call that could be observed"
         groups.append(
             dataclasses.replace(
-                group, sites=tuple(sites[group.name]), protected=reason, reshaped_at=_reshaped_at(walk, found, group.name)
+                group,
+                sites=tuple(sites[group.name]),
+                protected=reason,
+                reshaped_at=_reshaped_at(walk, found, group.name),
             )
         )
     return Graph(
@@ -558,7 +563,9 @@ class _Layouts:
         batch = len(index) // self.num_steps
         if np.array_equal(index, np.repeat(np.arange(self.num_steps), batch)):
             return "T*B", False
-        raise DPAPError("A tensor mixes time and batch in an order that is not time-first.", fix="use (T, B, ...) throughout.")
+        raise DPAPError(
+            "A tensor mixes time and batch in an order that is not time-first.", fix="use (T, B, ...) throughout."
+        )
 
     def _time(self, value: Value) -> IntArray | None:
         for axis, marks in enumerate(value.marks):
@@ -566,14 +573,17 @@ class _Layouts:
                 if name in self.time_marks:
                     if axis:
                         raise DPAPError(
-                            f"Time lies on axis {axis} of a tensor of shape {value.shape}.", fix="use (T, B, ...) throughout."
+                            f"Time lies on axis {axis} of a tensor of shape {value.shape}.",
+                            fix="use (T, B, ...) throughout.",
                         )
                     return index
         return None
 
     def batch(self, value: Value) -> int:
         layout, _ = self.of(value)
-        return {"T,B": lambda s: s[1], "T*B": lambda s: s[0] // self.num_steps, "B": lambda s: s[0]}[layout](value.shape)
+        return {"T,B": lambda s: s[1], "T*B": lambda s: s[0] // self.num_steps, "B": lambda s: s[0]}[layout](
+            value.shape
+        )
 
     def site(self, seen: _Seen) -> Site:
         layout, constant = self.of(seen.value)

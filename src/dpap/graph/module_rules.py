@@ -66,9 +66,7 @@ def _conv(module: nn.Conv2d) -> None:
     module.in_channels = module.weight.shape[1] * module.groups
 
 
-@module_rule(
-    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
-)
+@module_rule(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def _norm(module: nn.BatchNorm2d) -> None:
     for tensor in (module.weight, module.running_mean):
         if tensor is not None:

@@ -106,7 +106,8 @@ def _mark(walk: Walk, node: Any, x: Value, module: str, call: int, side: str) ->
 def _neuron(walk: Walk, node: Any, x: Value, module: str, call: int) -> Value:
     if len(x.shape) < 3:
         raise DPAPError(
-            f"The neuron {module} receives a tensor of shape {x.shape}.", fix="multi-step neurons take (T, B, features, ...)."
+            f"The neuron {module} receives a tensor of shape {x.shape}.",
+            fix="multi-step neurons take (T, B, features, ...).",
         )
     out = elementwise(x, nonnegative=True)
     out.divisor = np.broadcast_to(np.float64(1.0), x.shape)
@@ -202,9 +203,7 @@ def _layer(
     module = weight.parameter.rpartition(".")[0]
     entered = x.entered if x.entered is not None and x.entered[0] == module else None
     if inputs is not None:  # where no activation module was met, the unit's activity is what arrives here
-        here = (
-            _Seen(module, entered[1], "input", x, in_axis) if entered is not None else None
-        )
+        here = _Seen(module, entered[1], "input", x, in_axis) if entered is not None else None
         if here is not None:
             walk.activated(x, here)
     walk.add_layer(
@@ -279,7 +278,10 @@ def _softmax(walk: Walk, node: Any, x: Value, axis: int, *rest: Any) -> Value:
 
 
 @op_rule(
-    *(f"aten.{n}.default" for n in ("relu", "relu_", "relu6", "sigmoid", "abs", "softplus", "exp", "hardsigmoid", "square"))
+    *(
+        f"aten.{n}.default"
+        for n in ("relu", "relu_", "relu6", "sigmoid", "abs", "softplus", "exp", "hardsigmoid", "square")
+    )
 )
 def _nonnegative(walk: Walk, node: Any, x: Value, *rest: Any) -> Value:
     keeps = str(node.target) in ("aten.relu.default", "aten.relu_.default", "aten.abs.default")  # a spike stays a spike
@@ -344,7 +346,9 @@ def _identity(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Va
     return elementwise(x, nonnegative=x.nonnegative, spikes=True)
 
 
-@op_rule("aten.add.Tensor", "aten.add_.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.mul_.Tensor", "aten.div.Tensor")
+@op_rule(
+    "aten.add.Tensor", "aten.add_.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.mul_.Tensor", "aten.div.Tensor"
+)
 def _binary(walk: Walk, node: Any, a: Any, b: Any, **options: Any) -> Value:
     shape = out_shape(node)
     name = str(node.target).split(".")[1].rstrip("_")
@@ -542,7 +546,9 @@ def _along(index: IntArray, source: list[int], axis: int, shape: tuple[int, ...]
 
 def _land(walk: Walk, out: Value, target: list[int], name: str, index: IntArray) -> None:
     block = index.reshape([out.shape[a] for a in target])
-    single = [a for a in target if out.shape[a] == 1] if (index == index[:1]).all() else []  # an axis of one index stays one
+    single = (
+        [a for a in target if out.shape[a] == 1] if (index == index[:1]).all() else []
+    )  # an axis of one index stays one
     for position, axis in enumerate(target):
         line = np.moveaxis(block, position, 0).reshape(out.shape[axis], -1)
         if axis == single[0] if single else len(target) == 1 or (out.shape[axis] > 1 and (line == line[:, :1]).all()):

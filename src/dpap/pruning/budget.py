@@ -126,7 +126,8 @@ class Account:
         weights = sum(edge.kernel * self._rows(edge) * self._cols(edge) for edge in self.edges)
         named = {edge.weight for edge in self.edges}
         per_unit = sum(
-            int(alive.sum()) * sum(p.entries.shape[1] for p in g.producers if p.tensor not in named and not _statistic(p.tensor))
+            int(alive.sum())
+            * sum(p.entries.shape[1] for p in g.producers if p.tensor not in named and not _statistic(p.tensor))
             for g, alive in zip(self.graph.groups, self.alive, strict=True)
         )
         return weights + per_unit
@@ -448,7 +449,9 @@ def _pay_operations(taker: Taker, units: Candidates, synapses: Candidates, most:
     if taker.until(True, units, "sops", most, at_least=("sops", 0.98 * most)) or taker.bound:
         return
     payable = sum(
-        float(a @ e.col) for a, e in zip(account.arrivals, account.edges, strict=True) if a is not None and e.weight in account.prunable
+        float(a @ e.col)
+        for a, e in zip(account.arrivals, account.edges, strict=True)
+        if a is not None and e.weight in account.prunable
     )
     if account.sops() - most > (1 - LEAST_SHARE) * payable:
         taker.until(True, units, "sops", most)
@@ -466,7 +469,10 @@ def check_target(target: Mapping[str, float] | None, account: Account, kinds: se
         if metric not in METRICS:
             raise unknown_name("target", metric, METRICS)
         if not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise DPAPError(f"target={{{metric!r}: {share!r}}} is no share of the dense network.", fix="give a number above 0 and at most 1.")
+            raise DPAPError(
+                f"target={{{metric!r}: {share!r}}} is no share of the dense network.",
+                fix="give a number above 0 and at most 1.",
+            )
     if len(target) > 1 and set(target) != {"macs", "connectivity"}:
         raise DPAPError(
             f"The targets {' and '.join(sorted(target))} cannot be named together.",
@@ -487,11 +493,14 @@ def check_target(target: Mapping[str, float] | None, account: Account, kinds: se
 def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
     """A bound from below: every group at its floor, every prunable row at one synapse."""
     left = [
-        a.sum() if p or "unit" not in kinds else f for a, p, f in zip(account.alive, account.protected, account.floors, strict=True)
+        a.sum() if p or "unit" not in kinds else f
+        for a, p, f in zip(account.alive, account.protected, account.floors, strict=True)
     ]
     total = 0.0
     for edge in account.edges:
-        rows = min(len(edge.out_units), left[edge.out_group] * (len(edge.out_units) // len(account.alive[edge.out_group])))
+        rows = min(
+            len(edge.out_units), left[edge.out_group] * (len(edge.out_units) // len(account.alive[edge.out_group]))
+        )
         columns = int((edge.in_groups < 0).sum())
         for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
             columns += int((edge.in_groups == group).sum()) * left[group] // len(account.alive[group])
@@ -501,7 +510,12 @@ def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
             total += rows * columns * (edge.macs if metric == "macs" else edge.kernel)
     if metric == "parameters":
         total += sum(
-            n * sum(p.entries.shape[1] for p in g.producers if p.axis == 0 and p.tensor not in {e.weight for e in account.edges} and not _statistic(p.tensor))
+            n
+            * sum(
+                p.entries.shape[1]
+                for p in g.producers
+                if p.axis == 0 and p.tensor not in {e.weight for e in account.edges} and not _statistic(p.tensor)
+            )
             for g, n in zip(account.graph.groups, left, strict=True)
         )
     return float(total)

@@ -99,7 +99,9 @@ def _problem(
                 try:
                     found = call(small, batch)
                 except Exception as error:
-                    return str(error).strip().splitlines()[0], model_line("".join(traceback.format_tb(error.__traceback__)))
+                    return str(error).strip().splitlines()[0], model_line(
+                        "".join(traceback.format_tb(error.__traceback__))
+                    )
                 if not _close(expected, found, 1e-9 if dtype == torch.float64 else 1e-4):
                     return "the network without them answers differently from the masked one.", ""
                 break
@@ -147,6 +149,8 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
         if isinstance(x, Tensor):
             if x.shape != y.shape:
                 return False
-            if x.is_floating_point() and not bool(((x - y).abs().max() <= tolerance * x.abs().max().clamp(min=1e-30)) | (x.numel() == 0)):
+            if x.is_floating_point() and not bool(
+                ((x - y).abs().max() <= tolerance * x.abs().max().clamp(min=1e-30)) | (x.numel() == 0)
+            ):
                 return False
     return True
