@@ -1,16 +1,19 @@
 """Samples per second of our neurons against SpikingJelly (multi-step) and snnTorch, whole networks timed.
 
     python benchmarks/neurons.py                      # both networks, training and inference, as a table
-    python benchmarks/neurons.py --net mnist --rounds 31 --json neurons.json
+    python benchmarks/neurons.py --net mnist --rounds 41 --json neurons.json
 
 The libraries take turns within each round, in one process, and a ratio is the median over the rounds of the two times
-of one round: what else the machine does meanwhile falls on all alike. Rows:
+of one round: what else the machine does meanwhile falls on all alike (where that is much, `--cpu-time` counts the
+processor's seconds of one thread instead of the clock's). A turn is as many calls as fill a quarter of a second, or each
+would mostly feel how the one before it left the allocator. Rows:
 
     dpap             the static image passes the first convolution (and norm) once; `Repeat(T)` before the first neuron
     dpap, repeated   like for like: the image is repeated at the input, every layer sees T * B images
     dpap, loop       as before, but the same formulas by a plain loop over time and autograd instead of our one node
     spikingjelly     `layer.Conv2d(step_mode="m")`, `neuron.LIFNode(step_mode="m")`, image repeated, as in its tutorials
     snntorch         `snn.Leaky` in a loop over time, the image passed at every step, as in its tutorials
+    ..., nhwc        the same after `model.to(memory_format=torch.channels_last)`, PyTorch's advice for convolutions
 
 Everywhere: LIF, tau = 2 (beta = 0.5), threshold 1, hard reset with gradient, arctan surrogate of slope 2, SGD with
 momentum, mean spikes of the last layer into a cross-entropy. snnTorch's neuron does not scale its input by 1/tau and
@@ -71,6 +74,7 @@ NETS = {
         batch=16,
     ),
 }
+TURN_S = 0.25
 TARGETS = {("mnist", "train"): 1.3, ("cifar", "train"): 1.1, ("mnist", "infer"): 2.0, ("cifar", "infer"): 1.2}
 
 
@@ -195,12 +199,18 @@ def declare_torchvision_operators() -> None:
         declare_torchvision_operators.library = library  # type: ignore[attr-defined]  # lives as long as the process
 
 
+def channels_last(model: nn.Module) -> nn.Module:
+    return model.to(memory_format=torch.channels_last)
+
+
 MAKERS: dict[str, tuple[str | None, Callable[[Net], nn.Module]]] = {
     "dpap": (None, lambda net: Ours(net, "late")),
     "dpap, repeated": (None, lambda net: Ours(net, "input")),
     "dpap, loop": (None, lambda net: Ours(net, "input", LoopLIF)),
     "spikingjelly": ("spikingjelly", make_spikingjelly),
     "snntorch": ("snntorch", make_snntorch),
+    "dpap, nhwc": (None, lambda net: channels_last(Ours(net, "late"))),
+    "spikingjelly, nhwc": ("spikingjelly", lambda net: channels_last(make_spikingjelly(net))),
 }
 
 
@@ -243,7 +253,15 @@ class Row:
     """Of that ratio."""
 
 
-def measure(name: str, task: str, rounds: int, libraries: Sequence[str]) -> list[Row]:
+def time_of(task: Callable[[], None], calls: int, clock: Callable[[], float]) -> float:
+    """Seconds of one of so many calls."""
+    start = clock()
+    for _ in range(calls):
+        task()
+    return (clock() - start) / calls
+
+
+def measure(name: str, task: str, rounds: int, libraries: Sequence[str], clock: Callable[[], float]) -> list[Row]:
     net = NETS[name]
     tasks: dict[str, Callable[[], None]] = {}
     for library in libraries:
@@ -252,13 +270,12 @@ def measure(name: str, task: str, rounds: int, libraries: Sequence[str]) -> list
     for run in tasks.values():  # twice: the allocator's and the kernels' first calls
         run()
         run()
+    calls = max(1, round(TURN_S / time_of(tasks["dpap"], 1, time.perf_counter)))
     seconds: dict[str, list[float]] = {library: [] for library in tasks}
     order = list(tasks)
     for turn in range(rounds):
         for library in order[turn % len(order) :] + order[: turn % len(order)]:
-            start = time.perf_counter()
-            tasks[library]()
-            seconds[library].append(time.perf_counter() - start)
+            seconds[library].append(time_of(tasks[library], calls, clock))
     rows = []
     for library, times in seconds.items():
         ratios = [theirs / ours for theirs, ours in zip(times, seconds["dpap"], strict=True)]
@@ -294,13 +311,14 @@ def show(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
 
 
-def environment() -> dict[str, Any]:
+def environment(clock: Callable[[], float]) -> dict[str, Any]:
     versions = {}
     for package in ("torch", "spikingjelly", "snntorch"):
         if importlib.util.find_spec(package):
             versions[package] = importlib.metadata.version(package)
     return {
         "versions": versions,
+        "clock": clock.__name__,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
@@ -312,13 +330,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=[*NETS, "both"], default="both")
     parser.add_argument("--task", choices=["train", "infer", "both"], default="both")
-    parser.add_argument("--rounds", type=int, help="default: 31 for mnist, 7 for cifar")
+    parser.add_argument("--rounds", type=int, help="default: 21 for mnist, 7 for cifar")
     parser.add_argument("--only", nargs="+", choices=MAKERS, help="rows besides dpap; default: all")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread, for a busy machine")
     parser.add_argument("--json", type=Path, help="write the rows and the environment here")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.threads or options.cpu_time:
+        torch.set_num_threads(1 if options.cpu_time else options.threads)
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     console = Console(width=100)
     libraries = ["dpap"]
     for library, (package, _) in MAKERS.items():
@@ -330,12 +350,14 @@ def main() -> None:
     rows: list[Row] = []
     for name in NETS if options.net == "both" else [options.net]:
         for task in ("train", "infer") if options.task == "both" else (options.task,):
-            rounds = options.rounds or {"mnist": 31, "cifar": 7}[name]
-            rows += measure(name, task, rounds, libraries)
+            rounds = options.rounds or {"mnist": 21, "cifar": 7}[name]
+            rows += measure(name, task, rounds, libraries, clock)
             show([row for row in rows if (row.net, row.task) == (name, task)], console)
-    console.print(environment())
+    console.print(environment(clock))
     if options.json:
-        options.json.write_text(json.dumps({"environment": environment(), "rows": [asdict(r) for r in rows]}, indent=1))
+        options.json.write_text(
+            json.dumps({"environment": environment(clock), "rows": [asdict(r) for r in rows]}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from dpap.neurons import LIF, Repeat, over_time
 EPOCHS = 40
 BATCH = 64
 STEPS = 4  # time steps that the network sees each image for
-RATE = 2e-3
+RATE = 4e-3
 CONNECTIVITY = 0.10  # the share of the synapses that stays
 
 

@@ -42,14 +42,16 @@ RunArgument = Annotated[Path, typer.Argument(help="A run folder.", show_default=
 @app.command()
 def train(
     name: Annotated[
-        str, typer.Argument(metavar="[RECIPE]", help="A recipe (see `dpap recipes`) or a config.toml.")
+        str, typer.Argument(metavar="RECIPE", help="A recipe (see `dpap recipes`) or a config.toml.")
     ] = DEFAULT_RECIPE,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be given again.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder to make.  [default: runs/RECIPE-N]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder to make; by default runs/RECIPE-N.", show_default=False)
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default=False)] = None,
     no_control: Annotated[bool, typer.Option("--no-control", help="Leave out the unpruned control.")] = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """THE METHOD 3/3: `DPAP`, the thin stateful object that calls `plasticity` and `survival`.
 
-It holds who is alive and what they survived on, and decides nothing: every number comes from the pure functions of the other
-two files, every victim from the account in `pruning.budget`.
+It holds who is alive and what they survived on, and decides nothing: every number comes from the pure functions of the
+other two files, every victim from the account in `pruning.budget`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DevelopmentReport:
     """Deaths that a floor or a protected unit forbade."""
     warnings: list[str] = field(default_factory=list)
     at_threshold: dict[str, int] = field(default_factory=dict)
-    """Group -> living units that were active and score 0 all the same, because their activity never leaves the threshold."""
+    """Group -> living units that were active and score 0 all the same: their activity never leaves the threshold."""
     use: dict[str, Tensor] = field(default_factory=dict)
     """Group -> u of each unit: its score among its siblings, as the rule normalises it."""
     survival: dict[str, Tensor] = field(default_factory=dict)
@@ -112,12 +112,13 @@ class DPAP:
         model: Any module that `torch.export` takes, trained in any loop.
         example_input: One batch, of the shape that the model is trained on.
         optimizer: The optimizer (or a list of them) that moves the model's parameters; foreign parameters are fine.
-        total_steps: Calls of `step()` in the whole run: iterations, epochs, as you like. The epoch for the rules `paper` and `released`.
+        total_steps: Calls of `step()` in the whole run: iterations, epochs, as you like. The epoch for the rules
+            `paper` and `released`.
         rule: "dpap", "paper", "released", or a `dpap.rules.Rule`.
         target: Share of the dense network that stays: {"connectivity": 0.05}, or "macs", "parameters", "sops"; macs and
             connectivity may be named together. Without a target, how much dies emerges.
-        score: What a unit or synapse is worth to its siblings: a name of `dpap.scores.SCORES`, or a function of `dpap.plasticity.Stats`
-            that answers (O,) for units and (O, I) for synapses, >= 0.
+        score: What a unit or synapse is worth to its siblings: a name of `dpap.scores.SCORES`, or a function of
+            `dpap.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
         start: Share of the run after which deaths begin.
         stop: Share of the run after which they end.
         memory: Share of the run over which survival remembers.
@@ -128,7 +129,8 @@ class DPAP:
         only: If given, all others keep theirs.
         ema: A copy of the model (or several) that follows it, such as an `AveragedModel`; masked along.
         shrink: "never": dead units stay as zeros until `compact()`.
-        forward: `forward(model, batch)` where the model is not called as `model(batch)`, for dict inputs or a loop over time.
+        forward: `forward(model, batch)` where the model is not called as `model(batch)`, for dict inputs or a loop over
+            time.
         unknown: What to do with an operator that has no rule: "refuse" or "protect" all that touches it.
 
     Attributes:
@@ -264,8 +266,8 @@ class DPAP:
             shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             raise DPAPError(
                 f"{len(missing)} prunable parameters are in none of the optimizers given: {shown}.",
-                fix="pass the optimizer that was made from model.parameters() of this very model (a list if there are several), "
-                "or freeze them with requires_grad_(False), which protects them.",
+                fix="pass the optimizer that was made from model.parameters() of this very model (a list if there are "
+                "several), or freeze them with requires_grad_(False), which protects them.",
             )
         if self.rule.needs_neurons and not self.graph.neurons:
             raise DPAPError(
@@ -287,7 +289,7 @@ class DPAP:
 
     @contextmanager
     def observing(self) -> Iterator[None]:
-        """Observe the passes inside: the first block of each window and then every k-th; otherwise costs next to nothing."""
+        """Observe the passes inside: the first block of each window, then every k-th; else costs next to nothing."""
         wanted = self._watching and (not self.rule.windowed or self._blocks % self.observe_every == 0)
         self._blocks += 1
         if wanted:
@@ -364,7 +366,7 @@ class DPAP:
         return report
 
     def preview(self) -> DevelopmentReport:
-        """What a development step would do now, at the level of now, with what this window has seen; nothing is changed."""
+        """What a development step would do now, at the level of now and with what this window saw; changes nothing."""
         if not self._sums or not self._watching:
             raise DPAPError(
                 "Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing()."
@@ -422,7 +424,7 @@ class DPAP:
         return torch.where(alive, new, survival) if self.rule.permanent else new
 
     def _unit_growth(self, name: str, units: int, clock: Clock, notes: _Notes) -> tuple[Tensor, Tensor]:
-        """u and growth of a group: the mean over the layers that drive it (those that must shrink together vote together)."""
+        """u and growth of a group: the mean over the layers that drive it (what shrinks together votes together)."""
         members = [layer for layer in self._layers if layer.out_group == name and layer.post is not None]
         uses, growths = [], []
         for layer in members:
@@ -475,13 +477,14 @@ class DPAP:
             raise DPAPError(
                 f"No batch was observed at {layer.pre} and {layer.post} between development steps.",
                 where=f"step {self.steps_taken} of {self.total_steps}",
-                fix="run the forward pass inside `with dev.observing():`, and make DPAP before torch.compile (a compiled model "
-                "skips hooks that were added after its first call).",
+                fix="run the forward pass inside `with dev.observing():`, and make DPAP before torch.compile (a "
+                "compiled model skips hooks that were added after its first call).",
             )
         weight = self._parameters[layer.weight].detach()
         if not all(bool(total.isfinite().all()) for total in sums.sums.values()):
             raise self._not_finite(layer, "activity seen there holds")
-        score = self.rule.score(sums.stats(layer.name, kind, self.seed, weight, alive.to(weight.device)))
+        stats = sums.stats(layer.name, kind, self.seed, weight, alive.to(weight.device))
+        score: Any = self.rule.score(stats)  # a user's function may answer anything
         shape = weight.shape[:1] if kind == "unit" else weight.shape[:2]
         if not isinstance(score, Tensor) or score.shape != shape:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
@@ -576,7 +579,7 @@ class DPAP:
             )
 
     def _reference(self, account: Account, clock: Clock) -> dict[str, float]:
-        """What the shares of a target are shares of. For SOPs: what the network spent in the last window before any death."""
+        """What the shares of a target are shares of; for SOPs, the spending of the last window before a death."""
         reference = dict(self._dense)
         if "sops" in self.target:
             samples = {w: s.samples for (w, _), s in self._sums.items()}
@@ -743,7 +746,7 @@ class DPAP:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the model's and the optimizer's own state are loaded apart, before or after.
+        """Go on where `state_dict` was taken; model and optimizer load their own state apart, before or after.
 
         Raises:
             DPAPError: The state is of another rule, run or network; nothing is changed then.
@@ -774,18 +777,20 @@ class DPAP:
             if state.get(key) != own:
                 raise DPAPError(f"The saved state is of a run with {key} {state.get(key)!r}; this one has {own!r}.")
         for key in ("alive", "survival", "synapse_masks", "synapse_survival"):
-            own = {k: tuple(v.shape) for k, v in getattr(self, key).items()}
+            here = {k: tuple(v.shape) for k, v in getattr(self, key).items()}
             saved = {k: tuple(v.shape) for k, v in state[key].items()}
-            if own != saved:
-                different = sorted(set(own.items()) ^ set(saved.items()))[0][0]
+            if here != saved:
+                different = sorted(set(here.items()) ^ set(saved.items()))[0][0]
                 raise DPAPError(
-                    f"The saved state is of another network: {key} of {different} is {saved.get(different)}, here {own.get(different)}.",
+                    f"The saved state is of another network: {key} of {different} is {saved.get(different)}, "
+                    f"here {here.get(different)}.",
                     fix="build the model and DPAP as in the saved run, then load.",
                 )
 
     def __repr__(self) -> str:
         lines = [
-            f"DPAP(rule={self.rule.name!r}, step {self.steps_taken} of {self.total_steps}, connectivity {self.connectivity():.4f})"
+            f"DPAP(rule={self.rule.name!r}, step {self.steps_taken} of {self.total_steps}, "
+            f"connectivity {self.connectivity():.4f})"
         ]
         for group in self.graph.groups:
             lines += _described(group, int(self.alive[group.name].sum()), self.graph)
@@ -824,11 +829,12 @@ def _check_schedule(
     shrink: str,
     rule: Rule,
 ) -> None:
-    for name, value in (
-        ("total_steps", total_steps),
-        ("development_steps", development_steps),
-        ("observe_every", observe_every),
-    ):
+    counts: dict[str, object] = {
+        "total_steps": total_steps,
+        "development_steps": development_steps,
+        "observe_every": observe_every,
+    }
+    for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise DPAPError(f"{name}={value!r} is no count.", fix="give an integer of at least 1.")
     if shrink != "never":

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class OwnHook:
-    """A hook that is inert in every copy: a deepcopy or a pickled model must not act on the original's masks and sums."""
+    """A hook that is inert in every copy: a deep copy or a pickle must not act on the original's masks and sums."""
 
     def __init__(self, function: Callable[..., Any] | None = None) -> None:
         self.function = function

@@ -1,7 +1,7 @@
 """Forward hooks -> activity of one pass. The only file that knows observing hooks.
 
-A pass is one call of the model (or one `observing()` block when the loop over time lies outside it). Each site is reduced over
-space at once, so nothing larger than (T, B, features) is ever kept.
+A pass is one call of the model (or one `observing()` block when the loop over time lies outside it). Each site is
+reduced over space at once, so nothing larger than (T, B, features) is ever kept.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ from dpap.graph.group import Graph, Layer, Site
 from dpap.hooks import OwnHook
 
 OnLayer = Callable[[Layer, Tensor, Tensor, Tensor | None], None]
-"""Receives a layer with its pre (T or 1, B, I) and post (T or 1, B, O) activity of one pass, summed or averaged over space; and,
-if asked for, (I,): spikes of the pass times the positions of the layer that read them (None where the input is no spikes)."""
+"""Receives a layer with its pre (T or 1, B, I) and post (T or 1, B, O) activity of one pass, summed or averaged over
+space; and, if asked for, (I,): spikes of the pass times the positions of the layer that read them (None where the input
+is no spikes)."""
 
 
 class Observer:
@@ -119,7 +120,7 @@ class Observer:
         if self._active() and isinstance(out, Tensor):
             self._record(name, "output", out)
 
-    def _record(self, name: str, side: str, tensor: Tensor) -> None:
+    def _record(self, name: str, side: Literal["input", "output"], tensor: Tensor) -> None:
         call = self._calls[(name, side)]
         self._calls[(name, side)] += 1
         site = self._sites.get((name, side, call))
@@ -145,11 +146,12 @@ class Observer:
         if site.layout == "T*B":
             if x.shape[0] % self.num_steps:
                 raise DPAPError(
-                    f"{len(x)} samples and steps arrive together, which is no multiple of the {self.num_steps} steps of the example input.",
+                    f"{len(x)} samples and steps arrive together, which is no multiple of the {self.num_steps} steps "
+                    "of the example input.",
                     where=str(site),
                     fix="train with the number of time steps that DPAP was given.",
                 )
-            return x.unflatten(0, (self.num_steps, -1)), site.axis + 1
+            return torch.unflatten(x, 0, (self.num_steps, -1)), site.axis + 1
         if site.layout == "B":
             return x.unsqueeze(0), site.axis + 1
         if len(x) != self.num_steps:

@@ -1,12 +1,12 @@
 """THE METHOD 1/3: spike trace, BCM plasticity, dendritic spine.
 
-What the network did, seen from each unit and each synapse. One pure function per equation of the paper (Han et al., IEEE
-TPAMI 2025, arXiv 2211.12714; the numbers are its equation numbers), and the two ways of keeping its sums: over a window, from
-which every quantity follows in closed form (rule `dpap`), or with the threshold that slides batch by batch as printed (rules
-`paper`, `released`).
+What the network did, seen from each unit and each synapse. One pure function per equation of the paper (Han et al.,
+IEEE TPAMI 2025, arXiv 2211.12714; the numbers are its equation numbers), and the two ways of keeping its sums: over a
+window, from which every quantity follows in closed form (rule `dpap`), or with the threshold that slides batch by batch
+as printed (rules `paper`, `released`).
 
-Shapes: T time steps, B samples, I input entries, O units. Activity is time-first; space has been summed before (the trace is
-linear, so the order does not matter). An ordinary network is the case T = 1.
+Shapes: T time steps, B samples, I input entries, O units. Activity is time-first; space has been summed before (the
+trace is linear, so the order does not matter). An ordinary network is the case T = 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dpap.errors import DPAPError
 Kind = Literal["unit", "synapse"]
 
 
-def spike_trace(spikes: Float[Tensor, T *N], decay: float) -> Float[Tensor, "*N"]:
+def spike_trace(spikes: Float[Tensor, " T *N"], decay: float) -> Float[Tensor, "*N"]:
     """Leaky sum of what was fired; paper, Eq. (1) and (2): S[t] = decay S[t-1] + o[t], the value after the last step.
 
     >>> spike_trace(torch.tensor([1.0, 0.0, 1.0, 1.0]), decay=0.5).item()
@@ -46,7 +46,7 @@ def final_trace_weights(num_steps: int, decay: float) -> Float[Tensor, " T"]:
 
 
 def mean_trace_weights(num_steps: int, decay: float) -> Float[Tensor, " T"]:
-    """How much step t counts in the mean over steps of the trace: (1 - decay^(T-t+1)) / ((1 - decay) T), Eq. (1) averaged.
+    """How much step t counts in the trace's mean over steps: (1 - decay^(T-t+1)) / ((1 - decay) T), Eq. (1) averaged.
 
     The trace after the last step holds nearly all its weight in the last three steps; its mean sees the whole sample.
 
@@ -58,11 +58,12 @@ def mean_trace_weights(num_steps: int, decay: float) -> Float[Tensor, " T"]:
 
 
 def activity(spikes: Float[Tensor, "seen B N"], weights: Float[Tensor, " T"]) -> Float[Tensor, "B N"]:
-    """One number per sample and unit: the steps summed with the weights of a trace. A constant, seen once, is held for all T."""
+    """One number per sample and unit: the steps weighted as in a trace and summed. What came once holds for all T."""
     weights = weights.to(spikes)
     if len(spikes) == 1:
         return spikes[0] * weights.sum()
-    return torch.tensordot(weights, spikes, dims=1)
+    summed: Tensor = torch.tensordot(weights, spikes, dims=1)
+    return summed
 
 
 def bcm_update(
@@ -79,7 +80,7 @@ def bcm_update(
 
 
 def slide_threshold(theta: Float[Tensor, "*B O"], post: Float[Tensor, "*B O"], num: int) -> Float[Tensor, "*B O"]:
-    """Running mean of the post-synaptic activity; paper, Eq. (4). `num` counts batches from 1 over the whole run, Eq. (5).
+    """Running mean of the post-synaptic activity; paper, Eq. (4). `num` counts the run's batches from 1, Eq. (5).
 
     >>> slide_threshold(torch.tensor([2.0]), torch.tensor([5.0]), num=3).item()
     3.0
@@ -90,7 +91,7 @@ def slide_threshold(theta: Float[Tensor, "*B O"], post: Float[Tensor, "*B O"], n
 def bcm_closed_form(
     post_squared: Float[Tensor, "*N"], post: Float[Tensor, "*N"], theta: Float[Tensor, "*#N"], eps: float
 ) -> Float[Tensor, "*N"]:
-    """Size of the mean BCM change, |E[x y^2] - theta E[x y]|: Eq. (3), (4) and (6) with a threshold that is fixed in the window.
+    """Size of the mean BCM change, |E[x y^2] - theta E[x y]|: Eq. (3), (4) and (6), the threshold fixed in the window.
 
     Args:
         post_squared: E[x y^2], of synapses, or summed over the inputs.
@@ -295,11 +296,11 @@ class WindowSums:
 
 
 class SlidingSums:
-    """The sums as printed: each batch enters Eq. (3) with the threshold from before it, then slides the threshold, Eq. (4).
+    """The sums as printed: each batch enters Eq. (3) with the threshold from before it, then slides it, Eq. (4).
 
     Args:
-        per_slot: One threshold per position in the batch, as the released script keeps it; else one per unit, sliding with
-            the mean over samples.
+        per_slot: One threshold per position in the batch, as the released script keeps it; else one per unit, sliding
+            with the mean over samples.
         reset: Start Eq. (6) and (7) again at every development step, as printed; the released script never does.
     """
 
@@ -335,7 +336,8 @@ class SlidingSums:
             self.theta = torch.zeros_like(y if self.per_slot else y[0])
         if self.per_slot and self.theta.shape != y.shape:
             raise DPAPError(
-                f"Rule 'released' keeps a threshold per position in the batch: it began with {len(self.theta)} samples a batch and got {len(y)}.",
+                f"Rule 'released' keeps a threshold per position in the batch: it began with {len(self.theta)} samples "
+                f"a batch and got {len(y)}.",
                 fix="drop the last, smaller batch (drop_last=True), or choose the rule 'paper' or 'dpap'.",
             )
         change = y * (y - self.theta)

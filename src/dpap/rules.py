@@ -1,6 +1,7 @@
-"""The named rules: `dpap` (the default), `paper` (the equations as printed), `released` (what the authors' script computes).
+"""The named rules: `dpap` (the default), `paper` (the equations as printed), `released` (as in the authors' script).
 
-A rule is a frozen bundle of links. All rules share the functions of `plasticity` and `survival`; an ablation swaps one link:
+A rule is a frozen bundle of links. All rules share the functions of `plasticity` and `survival`; an ablation swaps one
+link:
 
 >>> import dataclasses
 >>> units_only = dataclasses.replace(dpap(), kinds=frozenset({"unit"}))
@@ -76,7 +77,7 @@ def dpap(
     leaks: bool = True,
     rises: bool = True,
 ) -> Rule:
-    """Competition among siblings: survival is the memory of relative use, and who falls below a slowly rising level dies.
+    """Competition among siblings: survival is the memory of relative use; who falls below a slowly rising level dies.
 
     Args:
         score: What a unit or synapse is worth to its siblings.
@@ -133,7 +134,7 @@ def paper(*, beta: float = 5.0, spine: Literal["sum of products", "product of su
     """The equations as printed, developed once an epoch.
 
     Args:
-        beta: F0. Not printed; with the released 10 and the smooth exponent of Eq. (11) no convolution filter can ever die.
+        beta: F0. Not printed; with the released 10 and the smooth exponent of Eq. (11) no convolution filter can die.
         spine: Which of the two unequal right-hand sides of Eq. (7).
     """
 

@@ -1,7 +1,7 @@
 """What a unit or a synapse is worth: the links that an ablation swaps. A user's `score=` is one more of them.
 
-A score takes `Stats` and answers (O,) for units, (O, I) for synapses, never negative. It compares siblings only, so its scale
-does not matter. `needs` names the sums that cost memory: "pairs" (one per synapse) and "stdp".
+A score takes `Stats` and answers (O,) for units, (O, I) for synapses, never negative. It compares siblings only, so its
+scale does not matter. `needs` names the sums that cost memory: "pairs" (one per synapse) and "stdp".
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _over_inputs(stats: Stats, values: Tensor) -> Tensor:
 
 @score_link("random")
 def random(stats: Stats) -> Tensor:
-    """Drawn once per run: the same numbers at every development step (redrawn, they would average out and nobody would die)."""
+    """Drawn once per run, the same at every development step (redrawn, it would average out and nobody would die)."""
     shape = stats.weight.shape[:1] if stats.kind == "unit" else stats.weight.shape[:2]
     key = blake2b(f"{stats.seed} {stats.layer} {stats.kind}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)

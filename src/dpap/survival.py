@@ -1,9 +1,9 @@
 """THE METHOD 2/3: survival. Use it or lose it, and gradually decay.
 
-A score becomes growth through a chain of small maps (`Link`); survival is the memory of growth; who falls below the level dies.
-Pure functions of tensors. Only `survival` remembers anything, so there is one tensor to print, plot and save. The same functions
-serve units and synapses: siblings lie along the last axis. Numbers in docstrings are equations of the paper (Han et al., IEEE
-TPAMI 2025, arXiv 2211.12714).
+A score becomes growth through a chain of small maps (`Link`); survival is the memory of growth; who falls below the
+level dies. Pure functions of tensors. Only `survival` remembers anything, so there is one tensor to print, plot and
+save. The same functions serve units and synapses: siblings lie along the last axis. Numbers in docstrings are equations
+of the paper (Han et al., IEEE TPAMI 2025, arXiv 2211.12714).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def min_max(score: Float[Tensor, "*N"], alive: Bool[Tensor, "*N"]) -> Float[Tens
 
 
 def percentile_scale(percent: float) -> Link:
-    """Linear from the minimum (0) to a percentile (1), clipped to [0, 1]; 0.5 if constant. The released script's (9)."""
+    """Linear from the minimum (0) to a percentile (1), clipped to [0, 1]; 0.5 if constant; the released (9)."""
 
     def link(score: Tensor, alive: Tensor) -> Tensor:
         return _scaled(score, alive, percentile(score[alive], percent)).clamp(0, 1)
@@ -179,12 +179,14 @@ def unit_floor(units: int) -> int:
 
 def unit_cap(living: int, elapsed: float) -> int:
     """Units of a group that may die in one development step: a tenth a hundredth of the run, at least one."""
-    return max(1, math.floor((1 - 0.9 ** (100 * elapsed)) * living + ROUNDING))
+    share: float = 1 - 0.9 ** (100 * elapsed)
+    return max(1, math.floor(share * living + ROUNDING))
 
 
 def synapse_cap(living: int, elapsed: float) -> int:
     """Synapses of a layer that may die in one development step: a fifth a hundredth of the run, at least one."""
-    return max(1, math.floor((1 - 0.8 ** (100 * elapsed)) * living + ROUNDING))
+    share: float = 1 - 0.8 ** (100 * elapsed)
+    return max(1, math.floor(share * living + ROUNDING))
 
 
 def scheduled_share(q: float, target: float) -> float:

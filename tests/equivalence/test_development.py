@@ -267,7 +267,7 @@ class TestLinks:
             assert stats.xy is not None and stats.xy.shape == stats.weight.shape
             return stats.xy
 
-        reports, dev = outcome(steady, score=score)
+        reports, _ = outcome(steady, score=score)
         assert any(r.deaths for r in reports)
         assert {s.layer for s in seen} == {"conv1", "conv2", "fc", "classifier"}
         assert all(s.alive.shape == (s.weight.shape[:1] if s.kind == "unit" else s.weight.shape[:2]) for s in seen)

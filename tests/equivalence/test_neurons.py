@@ -303,7 +303,7 @@ print("equal")
 
 
 def test_compiled_equals_eager_with_gradients(repository: Path) -> None:
-    """In a process of its own: what checks shapes in the tests wraps functions in a way the compiler does not follow."""
+    """In a process of its own: what checks shapes in the tests wraps functions as the compiler cannot follow."""
     environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
     command = [sys.executable, "-c", COMPILED]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -176,7 +176,7 @@ class TestDpap:
             if report is not None:
                 reports.append((report, {n: m.clone() for n, m in dev.synapse_masks.items()}, dict(dev.survival)))
 
-        model, dev = replay(
+        _, dev = replay(
             record,
             keep,
             step_each="batch",
@@ -185,7 +185,7 @@ class TestDpap:
         weights = {n: _initial_weight(record, n) for n in ("conv1", "conv2", "fc", "classifier")}
         expected = dpap_oracle.run(record, weights, target=target)
         assert len(reports) == len(expected)
-        for (report, synapses, survival), step in zip(reports, expected, strict=True):
+        for (report, _, survival), step in zip(reports, expected, strict=True):
             assert report.step == step.tick.call
             for name in HIDDEN:
                 alive = step.alive[name]

@@ -178,6 +178,30 @@ def test_history_and_development_that_were_cut_are_refused(tmp_path: Path) -> No
         resume(tmp_path / "run")
 
 
+def test_another_environment_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tiny(epochs="1", development__rule="none"), tmp_path / "run")
+    path = tmp_path / "run" / "environment.json"
+    with caplog.at_level(logging.WARNING, logger="dpap"):
+        resume(tmp_path / "run")
+    assert not [record for record in caplog.records if record.name.startswith("dpap")]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "2.0"}))
+    with caplog.at_level(logging.WARNING, logger="dpap"):
+        resume(tmp_path / "run")
+    assert "torch 2.0 -> " in caplog.text
+
+
+def test_a_checkpoint_that_was_being_written_is_cleared_away(tmp_path: Path) -> None:
+    def interrupt(now: Progress) -> None:
+        if now.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(epochs="3"), tmp_path / "run", watch=interrupt)
+    (tmp_path / "run" / "checkpoint" / ".epoch-0002.abc").mkdir()
+    resume(tmp_path / "run")
+    assert [path.name for path in sorted((tmp_path / "run" / "checkpoint").iterdir())] == ["epoch-0002", "epoch-0003"]
+
+
 def test_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(DPAPError, match="no run folder"):
         resume(tmp_path)

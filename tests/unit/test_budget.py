@@ -353,7 +353,7 @@ class TestTargets:
 
 
 def spent(dev: DPAP, x: Tensor, *, masked: bool) -> float:
-    """SOPs of a batch by brute force: each layer's incoming spikes, sent through a layer of ones where a synapse lives."""
+    """SOPs of a batch by brute force: each layer's incoming spikes, sent through ones where a synapse lives."""
     total = 0.0
     handles = []
     for layer in dev.graph.layers:

@@ -74,7 +74,8 @@ class _NeuronMarker(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         call = self.calls[self.name]
         self.calls[self.name] += 1
-        return neuron(x, self.name, call)
+        spikes: Tensor = neuron(x, self.name, call)
+        return spikes
 
 
 def _marked_copy(model: nn.Module) -> nn.Module:
@@ -139,8 +140,8 @@ def export(model: nn.Module, example_input: Any, forward: Forward | None = None)
         raise DPAPError(
             f"The model could not be run and traced on the example input ({shape}): {reason}",
             where=model_line("".join(_frames(error))) or type(model).__name__,
-            fix="pass an example input of the shape that the model is trained on; a forward whose control flow depends on "
-            "data cannot be traced: move that part out of the model, or hand the tensors over with forward=.",
+            fix="pass an example input of the shape that the model is trained on; a forward whose control flow depends "
+            "on data cannot be traced: move that part out of the model, or hand the tensors over with forward=.",
         ) from error
 
 
@@ -484,7 +485,8 @@ def _why_protected(member: _Member, selection: _Selection, frozen: set[str]) -> 
 
 def _make_group(roots: list[int], members: dict[int, _Member], reason: str | None, taken: set[str]) -> UnitGroup:
     keys = list(dict.fromkeys(key for root in roots for key in members[root].entries))
-    producers, consumers = [], []
+    producers: list[TensorSlice] = []
+    consumers: list[TensorSlice] = []
     for key in keys:
         tensor, axis, produces, masked = key
         rows = [members[root].entries.get(key, []) for root in roots]
@@ -581,9 +583,10 @@ class _Layouts:
 
     def batch(self, value: Value) -> int:
         layout, _ = self.of(value)
-        return {"T,B": lambda s: s[1], "T*B": lambda s: s[0] // self.num_steps, "B": lambda s: s[0]}[layout](
+        size: int = {"T,B": lambda s: s[1], "T*B": lambda s: s[0] // self.num_steps, "B": lambda s: s[0]}[layout](
             value.shape
         )
+        return size
 
     def site(self, seen: _Seen) -> Site:
         layout, constant = self.of(seen.value)

@@ -1,6 +1,7 @@
 """What shrinks together, as plain data: groups of units, the layers between them, where activity is seen.
 
-Made once by `front.find_groups`. Masks, compaction, metrics, reports and exporters all read it; nothing here computes on tensors.
+Made once by `front.find_groups`. Masks, compaction, metrics, reports and exporters all read it; nothing here computes
+on tensors.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Layer:
     in_group: tuple[str, ...]
     """Groups that feed the layer, in order of appearance; empty when it reads the network's input only."""
     in_owner: IntArray
-    """(I,): index into `in_group` for each input entry (column of the weight); -1 for an entry that is no unit (network input)."""
+    """(I,): index into `in_group` for each input entry (column of the weight); -1 for the network's input."""
     in_unit: IntArray
     """(I,): unit of that group; -1 for an entry that is no unit."""
     kernel: int

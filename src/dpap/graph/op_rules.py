@@ -1,7 +1,7 @@
 """One rule per ATen operator: which axes it ties, produces and consumes.
 
-A rule takes the walk, the node and the node's arguments (tensors as `Value`, the rest as they are) and returns the value
-of the output. To teach the library a new operator:
+A rule takes the walk, the node and the node's arguments (tensors as `Value`, the rest as they are) and returns the
+value of the output. To teach the library a new operator:
 
     @op_rule("aten.my_op.default")
     def _(walk, node, x, *rest):
@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +25,14 @@ from dpap.graph.front import Value, Walk, _LayerCall, _NeuronCall, _Seen, is_act
 from dpap.graph.group import FloatArray, IntArray
 
 Rule = Callable[..., Any]
+AnyRule = TypeVar("AnyRule", bound=Rule)
 OP_RULES: dict[str, Rule] = {}
 
 
-def op_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the rule of one or more operators, by the name that the exported graph prints; duplicates are refused."""
+def op_rule(*names: str) -> Callable[[AnyRule], AnyRule]:
+    """Register the rule of one or more operators, by the name that the exported graph prints; no name has two."""
 
-    def register(rule: Rule) -> Rule:
+    def register(rule: AnyRule) -> AnyRule:
         for name in names:
             if name in OP_RULES:
                 raise ValueError(f"{name} has a rule already")
@@ -61,7 +62,8 @@ def _without_rule(walk: Walk, node: Any, leaves: Sequence[Any]) -> Any:
         raise DPAPError(
             f"The operator {node.target} has no rule, so what it ties together is unknown.",
             where=model_line(node.stack_trace),
-            fix=f'write one with @dpap.graph.op_rules.op_rule("{node.target}"), or pass unknown="protect" to keep every unit that touches it.',
+            fix=f'write one with @dpap.graph.op_rules.op_rule("{node.target}"), or pass unknown="protect" to keep '
+            "every unit that touches it.",
         )
     if tracked:
         walk.passed.append(str(node.target))
@@ -404,7 +406,7 @@ def _binary_divisor(name: str, a: Any, b: Any, shape: tuple[int, ...]) -> FloatA
 
 
 def _pooled(x: Value, node: Any, dims: int, divisor: FloatArray | float) -> Value:
-    """Units stay on their axis. `divisor`: what the pool divides a sum by, over the output positions (1 for a maximum)."""
+    """Units stay on their axis. `divisor`: what the pool divides a sum by, per output position (1 for a maximum)."""
     example = node.meta["val"]
     out = elementwise(x, nonnegative=x.nonnegative)
     out.shape = tuple((example[0] if isinstance(example, (tuple, list)) else example).shape)
@@ -486,7 +488,7 @@ def _max_pool(walk: Walk, node: Any, x: Value, *rest: Any) -> Any:
 
 @op_rule("aten.mean.dim", "aten.sum.dim_IntList", "aten.amax.default", "aten.mean.default", "aten.sum.default")
 def _reduce(walk: Walk, node: Any, x: Value, dims: Any = None, keepdim: bool = False, **options: Any) -> Value:
-    dims = range(len(x.shape)) if not dims else dims
+    dims = dims if dims else range(len(x.shape))
     reduced = {d % len(x.shape) for d in dims}
     for d in reduced:
         walk.protect(x.units[d], "a reduction over this axis mixes its units")
@@ -564,7 +566,7 @@ def _land(walk: Walk, out: Value, target: list[int], name: str, index: IntArray)
 
 
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes with equal products, as short as possible: (2, 3, 4) -> (2, 12) gives ([0], [0]) and ([1, 2], [1])."""
+    """Runs of axes with equal products, as short as can be: (2, 3, 4) -> (2, 12) gives ([0], [0]) and ([1, 2], [1])."""
     blocks, i, j = [], 0, 0
     while i < len(before) or j < len(after):
         source, target = list(range(i, min(i + 1, len(before)))), list(range(j, min(j + 1, len(after))))
@@ -601,7 +603,7 @@ def _expand(walk: Walk, node: Any, x: Value, size: Sequence[int], **options: Any
     out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
     out.shape = out_shape(node)
     new = len(out.shape) - len(x.shape)
-    out.units = [None] * new + list(x.units)
+    out.units = [*[None] * new, *x.units]
     out.marks = [{} for _ in range(new)] + list(x.marks)
     for axis in range(len(out.shape)):
         if axis < new or x.shape[axis - new] != out.shape[axis]:

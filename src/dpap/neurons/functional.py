@@ -35,9 +35,11 @@ from dpap.neurons import surrogate as surrogates
 from dpap.neurons.encoding import repeated_from
 from dpap.neurons.surrogate import Surrogate
 
-# Elements of one step that one thread works on at a time, by measurement: fewer cost more in calls than the cache saves
-# (and PyTorch gives a second thread nothing below 32768), more leave the cache and cost page faults.
+# Elements of one step that one thread works on at a time in backward, by measurement: fewer cost more in calls than the
+# cache saves (and PyTorch gives a second thread nothing below 32768), more leave the cache and cost page faults.
+# Forward needs one such buffer where backward needs a dozen, so its pieces are larger.
 PIECE = 65536
+FORWARD_PIECES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,21 +381,20 @@ class _Frame:
     def new(self, num_steps: int) -> Tensor:
         return torch.empty((num_steps, *self.x.shape[1:]), dtype=self.out_dtype, device=self.device)
 
-    def piece(self) -> int:
-        """Entries of axis 1 to work on at a time; all of them on a GPU, where calls cost and no cache is to be kept."""
+    def entries(self, elements: int) -> int:
+        """Entries of axis 1 to work on at a time: about `elements` a thread; all on a GPU, which has no such cache."""
         entries = self.x.shape[1]
         if self.device.type == "cpu":
-            entries = min(entries, PIECE * torch.get_num_threads() // max(1, math.prod(self.x.shape[2:])))
+            entries = min(entries, elements * torch.get_num_threads() // max(1, math.prod(self.x.shape[2:])))
         return max(1, entries)
 
-    def pieces(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        size = self.piece()
-        for start in range(0, self.x.shape[1], size):
-            yield tuple(tensor[:, start : start + size] for tensor in tensors)
+    def pieces(self, entries: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        for start in range(0, self.x.shape[1], entries):
+            yield tuple(tensor[:, start : start + entries] for tensor in tensors)
 
-    def buffer(self, num_steps: int) -> Tensor:
+    def buffer(self, num_steps: int, entries: int) -> Tensor:
         """Room for one piece, in the dtype of the state."""
-        return torch.empty((num_steps, self.piece(), *self.x.shape[2:]), dtype=self.dtype, device=self.device)
+        return torch.empty((num_steps, entries, *self.x.shape[2:]), dtype=self.dtype, device=self.device)
 
     def scalar(self, value: float) -> Tensor:
         """A 0-d tensor: an operator given one is spared a conversion that it makes for a number at each call."""
@@ -412,9 +413,10 @@ def _fire(frame: _Frame, firing: Firing) -> Tensor:
     """The spikes of a sequence, arranged as the frame; of the membrane only the latest step exists."""
     spikes = frame.new(frame.num_steps)
     narrow = spikes.dtype != frame.dtype
-    membrane, threshold = frame.buffer(1)[0], frame.scalar(firing.v_threshold)
-    scratch = frame.buffer(1)[0] if narrow else membrane
-    for x, out in frame.pieces(frame.x, spikes):
+    entries, threshold = frame.entries(FORWARD_PIECES * PIECE), frame.scalar(firing.v_threshold)
+    membrane = frame.buffer(1, entries)[0]
+    scratch = frame.buffer(1, entries)[0] if narrow else membrane
+    for x, out in frame.pieces(entries, frame.x, spikes):
         v = membrane[: x.shape[1]].fill_(firing.rest)
         for t, (x_t, out_t) in enumerate(zip(x.unbind(0), out.unbind(0), strict=True)):
             _charge(v, x_t.to(frame.dtype), frame.k, firing.rest, out=v)
@@ -444,10 +446,11 @@ class _Backward:
         self.folded = not isinstance(frame.k, Tensor) and not needs_rate and not needs_slope
         self.scale = frame.k if self.folded and isinstance(frame.k, float) else 1.0
         self.keep = 1.0 - frame.k if isinstance(frame.k, float) else 1.0
-        self.h, self.gate = frame.buffer(frame.num_steps), frame.buffer(frame.num_steps)
-        self.alive, self.v = frame.buffer(frame.num_steps - 1), frame.buffer(1)[0]
+        steps, self.entries = frame.num_steps, frame.entries(PIECE)
+        self.h, self.gate = frame.buffer(steps, self.entries), frame.buffer(steps, self.entries)
+        self.alive, self.v = frame.buffer(steps - 1, self.entries), frame.buffer(1, self.entries)[0]
         self.zero, self.threshold = frame.scalar(0), frame.scalar(firing.v_threshold)
-        self.drive = frame.buffer(frame.num_steps) if needs_rate else None
+        self.drive = frame.buffer(steps, self.entries) if needs_rate else None
         self.grad_rate = torch.zeros_like(frame.k if isinstance(frame.k, Tensor) else self.zero) if needs_rate else None
         self.grad_slope = torch.zeros_like(self.zero) if needs_slope else None
 
@@ -456,8 +459,8 @@ class _Backward:
         frame = self.frame
         grad_x = frame.new(1 if frame.constant else frame.num_steps)
         direct = grad_x.dtype == frame.dtype and not frame.constant
-        wide = grad_x if direct else frame.buffer(frame.num_steps)
-        for x, e, out in frame.pieces(frame.x, frame.arrange(grad), grad_x):
+        wide = grad_x if direct else frame.buffer(frame.num_steps, self.entries)
+        for x, e, out in frame.pieces(self.entries, frame.x, frame.arrange(grad), grad_x):
             piece_grad = out if direct else wide[:, : x.shape[1]]
             self._run_piece(x.to(frame.dtype), e.to(frame.dtype), piece_grad)
             if frame.constant:

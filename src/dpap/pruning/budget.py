@@ -1,7 +1,7 @@
 """Who may die: floors, caps, isolation and targets, kept as an account that is exact after every single death.
 
-Victims are taken one at a time, each with the units it isolates (no living input or no living output left). A death that would
-take a protected unit's last living input, or isolate a unit of a group at its floor, is undone and reported.
+Victims are taken one at a time, each with the units it isolates (no living input or no living output left). A death
+that would take a protected unit's last living input, or isolate a unit of a group at its floor, is undone and reported.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ METRICS = ("connectivity", "macs", "parameters", "sops")
 
 
 class Victim(NamedTuple):
-    """A unit (synapse = -1, index = unit of group `owner`) or a synapse (flat index in weight number `owner`)."""
+    """A unit (number `place` of group `owner`) or a synapse (flat index `place` in weight number `owner`)."""
 
     is_unit: bool
     owner: int
-    index: int
+    place: int
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Account:
     def of(
         cls, graph: Graph, alive: Mapping[str, BoolArray], synapses: Mapping[str, BoolArray], *, floors: bool = True
     ) -> Account:
-        """Open an account. `alive`: group -> (units,); `synapses`: weight -> (O, I), of the weights that lose synapses."""
+        """Open an account. `alive`: group -> (units,); `synapses`: weight -> (O, I), for weights that lose synapses."""
         number = {g.name: n for n, g in enumerate(graph.groups)}
         living = [np.array(alive[g.name], dtype=bool) for g in graph.groups]
         edges: dict[str, _Edge] = {}
@@ -125,7 +125,7 @@ class Account:
         """Parameters of the network without its dead units, but for those that belong to no unit."""
         weights = sum(edge.kernel * self._rows(edge) * self._cols(edge) for edge in self.edges)
         named = {edge.weight for edge in self.edges}
-        per_unit = sum(
+        per_unit: int = sum(
             int(alive.sum())
             * sum(p.entries.shape[1] for p in g.producers if p.tensor not in named and not _statistic(p.tensor))
             for g, alive in zip(self.graph.groups, self.alive, strict=True)
@@ -174,9 +174,9 @@ class Account:
         array[index] = new
 
     def _kill_unit(self, victim: Victim) -> bool:
-        if not self.alive[victim.owner][victim.index] or self._at_floor(victim.owner):
+        if not self.alive[victim.owner][victim.place] or self._at_floor(victim.owner):
             return False
-        return self._remove([(victim.owner, victim.index)], isolated=False)
+        return self._remove([(victim.owner, victim.place)], isolated=False)
 
     def _at_floor(self, group: int) -> bool:
         return self.protected[group] or int(self.alive[group].sum()) <= self.floors[group]
@@ -231,7 +231,7 @@ class Account:
 
     def _kill_synapse(self, victim: Victim) -> bool:
         edge = self.edges[victim.owner]
-        row, column = divmod(victim.index, edge.living.shape[1])
+        row, column = divmod(victim.place, edge.living.shape[1])
         if not edge.living[row, column]:
             return False
         unit = edge.out_units[row]
@@ -250,7 +250,7 @@ class Account:
         return True
 
     def strike(self, units: Sequence[tuple[int, int]], synapses: Sequence[tuple[int, int]], *, isolate: bool) -> None:
-        """Take all of them at once, without floors; then, if asked, whoever is left without living inputs or outputs."""
+        """Take all at once, without floors; then, if asked, whoever is left without living inputs or outputs."""
         for owner, index in synapses:
             self.edges[owner].living.reshape(-1)[index] = False
         for owner, index in units:
@@ -310,7 +310,7 @@ class Candidates:
     """Below the level."""
 
     def in_order(self, chosen: BoolArray | None = None) -> Iterator[tuple[int, int]]:
-        """(owner, index) from the least survival up; ties by use, then owner, then index. Sorted as far as it is read."""
+        """(owner, index), least survival first; ties by use, then owner, then index. Sorted as far as it is read."""
         left = np.arange(len(self.owner)) if chosen is None else np.flatnonzero(chosen)
         size = 4096
         while len(left):
@@ -417,9 +417,9 @@ def choose(
 ) -> None:
     """Take the victims of one development step. Without a target: everybody below the level, within floors and caps.
 
-    MACs and parameters are paid by units alone; SOPs by units, then synapses. Connectivity is paid by units below their level,
-    then by synapses, as long as the layers that lose them keep a quarter of the share themselves: a small classifier must not
-    pay for large convolutions. What is missing then is paid by units, and at last by the synapses left.
+    MACs and parameters are paid by units alone; SOPs by units, then synapses. Connectivity is paid by units below their
+    level, then by synapses, as long as the layers that lose them keep a quarter of the share themselves: a small
+    classifier must not pay for large convolutions. What is missing then is paid by units, at last by the synapses left.
     """
     most = {metric: scheduled_share(q, share) * reference[metric] for metric, share in target.items()}
     structural = [m for m in ("macs", "parameters") if m in most]
@@ -458,11 +458,11 @@ def _pay_operations(taker: Taker, units: Candidates, synapses: Candidates, most:
     taker.until(False, synapses, "sops", most)
 
 
-def check_target(target: Mapping[str, float] | None, account: Account, kinds: set[str]) -> dict[str, float]:
+def check_target(target: Mapping[str, Any] | None, account: Account, kinds: set[str]) -> dict[str, float]:
     """A target that can be met, or the reason why it cannot.
 
     Raises:
-        DPAPError: Unknown or clashing metrics, a share outside (0, 1], or one that floors and protected parts make impossible.
+        DPAPError: Unknown or clashing metrics, a share outside (0, 1], or one that floors and protected parts rule out.
     """
     target = dict(target or {})
     for metric, share in target.items():
@@ -484,8 +484,10 @@ def check_target(target: Mapping[str, float] | None, account: Account, kinds: se
         lowest = _lowest(metric, account, kinds) / account.count(metric)
         if share < lowest:
             raise DPAPError(
-                f"The target of {share:.2%} {metric} cannot be reached: floors and protected parts keep at least {lowest:.2%}.",
-                fix=f"choose a target of at least {np.ceil(lowest * 1e4) / 1e4:.4f}, or protect less (ignore=, only=, frozen parameters).",
+                f"The target of {share:.2%} {metric} cannot be reached: floors and protected parts keep at least "
+                f"{lowest:.2%}.",
+                fix=f"choose a target of at least {np.ceil(lowest * 1e4) / 1e4:.4f}, or protect less (ignore=, only=, "
+                "frozen parameters).",
             )
     return target
 

@@ -34,7 +34,7 @@ def compacted(model: nn.Module, graph: Graph, alive: Alive) -> nn.Module:
 
 
 class _Analogue(nn.Module):
-    """Stands for a neuron in the trial cut: a freshly made spiking network may be silent, and silence proves nothing."""
+    """Stands for a neuron in the trial cut: a spiking network just made may be silent, and silence proves nothing."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x) + 0.1 * x
@@ -65,7 +65,8 @@ def _refuse(groups: Sequence[UnitGroup], problem: tuple[str, str]) -> None:
     raise DPAPError(
         f"The units of {name} cannot be removed: {what}",
         where="; reshaped before that at ".join(filter(None, [where, "; ".join(lines)])) or name,
-        fix=f"write the shape so that it follows the tensor (flatten(1), -1, x.shape), or keep these units with ignore={name!r}.",
+        fix="write the shape so that it follows the tensor (flatten(1), -1, x.shape), or keep these units with "
+        f"ignore={name!r}.",
     )
 
 

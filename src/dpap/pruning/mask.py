@@ -1,9 +1,9 @@
 """Masks that neither leak nor revive.
 
-mask(weight) = alive[out] x alive[in] x synapse mask, zero in storage. What a dead unit emits then reaches nobody, whatever its
-norm, activation or padding makes of it. Four guards keep it so: gradients are zeroed there, the optimizer's moments were zeroed
-at death, every optimizer step ends with the zeros written again, and so does every forward pass begin (against all other ways
-of writing weights: loading, EMA swaps, clipping by hand).
+mask(weight) = alive[out] x alive[in] x synapse mask, zero in storage. What a dead unit emits then reaches nobody,
+whatever its norm, activation or padding makes of it. Four guards keep it so: gradients are zeroed there, the
+optimizer's moments were zeroed at death, every optimizer step ends with the zeros written again, and so does every
+forward pass begin (against all other ways of writing weights: loading, EMA swaps, clipping by hand).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dpap.pruning.slice import Alive, dead_entries
 def dead_masks(
     parameters: Mapping[str, Tensor], graph: Graph, alive: Alive, synapses: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Which entries of which parameters are dead: name -> bool, True = dead; parameters without dead entries are left out.
+    """Which entries of which parameters are dead: name -> bool, True = dead; parameters without any are left out.
 
     Args:
         parameters: The model's, by name.
@@ -62,7 +62,7 @@ class MaskKeeper:
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module] = ()) -> None:
-        self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.optimizers = list(optimizers)
         self.copies = [_matching(copy, self.parameters) for copy in copies]
         self.dead: dict[str, Tensor] = {}
@@ -70,11 +70,12 @@ class MaskKeeper:
             module.register_forward_pre_hook(OwnHook(self._before_forward)) for module in (model, *copies)
         ]
         self._handles += [
-            module.register_load_state_dict_post_hook(OwnHook(self._after_load)) for module in (model, *copies)
+            module.register_load_state_dict_post_hook(OwnHook(self._after_load))  # type: ignore[no-untyped-call]
+            for module in (model, *copies)
         ]
         self._handles += [o.register_step_post_hook(OwnHook(self._after_step)) for o in self.optimizers]
         self._handles += [
-            parameter.register_hook(OwnHook(partial(self._gradient, name)))
+            parameter.register_hook(OwnHook(partial(self._gradient, name)))  # type: ignore[no-untyped-call]
             for name, parameter in self.parameters.items()
             if parameter.requires_grad
         ]
@@ -120,7 +121,7 @@ class MaskKeeper:
 
 
 def _matching(copy: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    own = dict(copy.named_parameters(remove_duplicate=False))
+    own: dict[str, Tensor] = dict(copy.named_parameters(remove_duplicate=False))
     if not parameters.keys() <= own.keys():
         own = {name.removeprefix("module."): p for name, p in own.items()}
     for name, parameter in parameters.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,8 @@ def cut(model: nn.Module, graph: Graph, alive: Alive) -> None:
         for alias in shared[id(old)]:
             path, _, leaf = alias.rpartition(".")
             owner = model.get_submodule(path)
-            (owner._parameters if isinstance(old, nn.Parameter) else owner._buffers)[leaf] = value
+            tensors: dict[str, Any] = owner._parameters if isinstance(old, nn.Parameter) else owner._buffers
+            tensors[leaf] = value
             owners.add(path)
     for path in sorted(owners):
         follow(model.get_submodule(path), path)

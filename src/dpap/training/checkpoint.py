@@ -118,6 +118,17 @@ class RunFolder:
     def control_path(self) -> Path:
         return self.path / "control"
 
+    def warn_of_changes(self) -> None:
+        """Say so when the run goes on where its bits may come out otherwise than where it began."""
+        try:
+            before = json.loads(self.environment_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            before = {}
+        now = environment(self.config().device)
+        changed = [f"{key} {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+        if changed:
+            log.warning("The run began elsewhere, so its end may differ in the last bits: %s.", ", ".join(changed))
+
     def config(self) -> Config:
         return read_config(self.config_path)
 
@@ -167,7 +178,8 @@ class RunFolder:
         if folder.exists():  # from before a resume that had to go back to an older one
             shutil.rmtree(folder)
         write_state(folder, {"epoch": epoch, "config": self._fingerprint(), **state})
-        for old in self._checkpoints()[:-KEEP]:
+        begun = self.checkpoints_path.glob(".epoch-*")  # what a run that was killed while writing left behind
+        for old in (*self._checkpoints()[:-KEEP], *begun):
             shutil.rmtree(old)
 
     def newest_checkpoint(self) -> dict[str, Any] | None:

@@ -50,6 +50,7 @@ def resume(path: str | Path, *, watch: Watch | None = None) -> Evaluation:
     folder = RunFolder.open(Path(path))
     config = folder.config()
     with own_settings(config):
+        folder.warn_of_changes()
         return _finish(Run(config), folder, watch)
 
 

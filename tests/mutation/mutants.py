@@ -1,0 +1,152 @@
+"""Break one line of the method at a time and see a test fail: `python tests/mutation/mutants.py [PATTERN]`.
+
+Each mutant is a copy of the package with one change; the tests of the method run against it and stop at the first
+failure. A mutant that survives is a test that is missing. Not part of the default suite: it takes about half an hour.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = (  # quick ones first
+    "tests/unit/test_developer.py",
+    "tests/equivalence/test_rules.py",
+    "tests/unit/test_mask.py",
+    "tests/equivalence/test_observe.py",
+    "tests/equivalence/test_development.py",
+    "tests/unit/test_budget.py",
+)
+
+
+class Mutant(NamedTuple):
+    file: str
+    old: str
+    new: str
+
+
+P, S, D, R = "plasticity.py", "survival.py", "developer.py", "rules.py"
+MUTANTS = (
+    Mutant(P, "trace = decay * trace + spikes_t", "trace = trace + spikes_t"),
+    Mutant(P, "torch.arange(num_steps - 1, -1, -1, dtype", "torch.arange(num_steps, 0, -1, dtype"),
+    Mutant(P, "left = torch.arange(num_steps, 0, -1", "left = torch.arange(1, num_steps + 1"),
+    Mutant(P, "return spikes[0] * weights.sum()", "return spikes[0] * weights[-1]"),
+    Mutant(P, "return (post * (post - theta)).T @ pre", "return (post * (post + theta)).T @ pre"),
+    Mutant(P, "return (theta * (num - 1) + post) / num", "return (theta * num + post) / (num + 1)"),
+    Mutant(P, "change = (post_squared - depression).abs()", "change = (post_squared - depression).clamp(min=0)"),
+    Mutant(P, "return (change * mean_activity).sqrt()", "return change * mean_activity"),
+    Mutant(P, "return weight.abs() * change.sqrt()", "return weight.abs() * change"),
+    Mutant(
+        P,
+        "change += post_t.T @ trace_pre - trace_post.T @ pre_t",
+        "change += post_t.T @ trace_pre + trace_post.T @ pre_t",
+    ),
+    Mutant(P, "total = x @ living.to(x)\n        squared", "total = x.sum(1)\n        squared"),
+    Mutant(P, 's["xyy"].addmm_(squared.T, x)', 's["xyy"].addmm_(y.T, x)'),
+    Mutant(P, "self.theta, self.theta_squared = self.thresholds()\n        self.samples = 0", "self.samples = 0"),
+    Mutant(
+        P,
+        "        for tensor in self.sums.values():\n            tensor.zero_()\n\n    def thresholds",
+        "\n    def thresholds",
+    ),
+    Mutant(P, 's["bcm_rows"] += total @ change', 's["bcm_rows"] += x.sum(1) @ change'),
+    Mutant(P, 's["spine"] += total @ (y * change)', 's["spine"] += total @ change'),
+    Mutant(P, "y if self.per_slot else y.mean(0), self.num", "y if self.per_slot else y.sum(0), self.num"),
+    Mutant(P, "        if self.reset:\n", "        if not self.reset:\n"),
+    Mutant(P, "return 1e-12 if self.y.dtype == torch.float64 else 1e-5", "return 1e-2"),
+    Mutant(
+        S,
+        "score * (score.shape[-1] / torch.where(total > 0, total, 1))",
+        "score * (alive.sum(-1, keepdim=True) / torch.where(total > 0, total, 1))",
+    ),
+    Mutant(S, "alive * (score.shape[-1] / alive.sum", "alive * (1 / alive.sum"),
+    Mutant(S, "return torch.full_like(score, 0.5)", "return torch.zeros_like(score)"),
+    Mutant(S, "percentile(score[alive], percent)).clamp(0, 1)", "percentile(score[alive], percent))"),
+    Mutant(S, "return lambda score, alive: 2 * score - eps", "return lambda score, alive: score - eps"),
+    Mutant(S, "(delta >= 0) if at_zero else (delta > 0)", "(delta > 0) if at_zero else (delta >= 0)"),
+    Mutant(S, "return gamma * survival + growth", "return survival + growth"),
+    Mutant(S, "return math.exp(-elapsed / memory)", "return math.exp(-elapsed)"),
+    Mutant(S, "return kappa * (1 - (1 - q) ** 3)", "return kappa * q"),
+    Mutant(S, "survival < level * (1 - tolerance)", "survival <= level * (1 + tolerance)"),
+    Mutant(S, "min(units, max(2, math.ceil(", "min(units, max(1, math.ceil("),
+    Mutant(S, "1 - 0.9 **", "1 - 0.8 **"),
+    Mutant(S, "1 - 0.8 **", "1 - 0.9 **"),
+    Mutant(S, "return target + (1 - target) * (1 - q) ** 3", "return target + (1 - target) * (1 - q)"),
+    Mutant(S, "(self.progress - self.start) / (self.stop - self.start)", "self.progress / self.stop"),
+    Mutant(R, "times(1 - gamma(clock))", "times(1.0)"),
+    Mutant(R, "math.exp(-clock.epoch / c.eta)", "math.exp(-(clock.epoch // c.eta))"),
+    Mutant(R, "math.exp(-((clock.epoch - first) // c.eta))", "math.exp(-(clock.epoch - first) / c.eta)"),
+    Mutant(R, "return _kept(stats.spine) / stats.samples", "return _kept(stats.bcm_rows) / stats.samples"),
+    Mutant(
+        R,
+        "min_max(_kept(stats.bcm_rows), stats.alive) * min_max(stats.y, stats.alive)",
+        "min_max(_kept(stats.bcm_rows) * stats.y, stats.alive)",
+    ),
+    Mutant(D, "self._blocks % self.observe_every == 0", "self._blocks % self.observe_every == 1"),
+    Mutant(D, "return c * d // n > (c - 1) * d // n", "return c * d // n >= (c - 1) * d // n"),
+    Mutant(D, "self.start - 3 * self.memory", "self.start"),
+    Mutant(D, "elapsed=(self.steps_taken - self._last) / self.total_steps", "elapsed=1 / self.total_steps"),
+    Mutant(D, "        if clock.epoch >= self.rule.first_epoch:\n", "        if True:\n"),
+    Mutant(D, "return torch.where(alive, new, survival) if self.rule.permanent else new", "return new"),
+    Mutant(D, "        elif clock.q > 0:\n", "        elif clock.q >= 0.5:\n"),
+    Mutant(
+        D, "return mask & rows[:, None] & self._living_inputs(layer).to(mask.device)", "return mask & rows[:, None]"
+    ),
+    Mutant(D, "living[mine] = self.alive[name][torch.from_numpy(layer.in_unit)[mine]]", "pass"),
+    Mutant(D, "self._finished = self.rule.windowed and report.progress >= self.stop", "self._finished = False"),
+    Mutant(D, "weight[~rows] = 0", "pass"),
+    Mutant(D, "rate > self._previous_rate", "rate < self._previous_rate"),
+    Mutant(D, "rate < self._peak_rate / 4", "rate < self._peak_rate / 1.5"),
+    Mutant(D, "        self._masks.apply()\n        return compacted", "        return compacted"),
+    Mutant(D, "torch.autocast(post.device.type, enabled=False)", "torch.autocast(post.device.type, enabled=True)"),
+)
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether all tests pass on the mutant.
+
+    Raises:
+        ValueError: The line to break is not there exactly once.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for part in ("src", "tests", "pyproject.toml"):
+            source = ROOT / part
+            shutil.copytree(source, copy / part) if source.is_dir() else shutil.copy(source, copy / part)
+        path = copy / "src" / "dpap" / mutant.file
+        text = path.read_text()
+        if text.count(mutant.old) != 1:
+            raise ValueError(f"{mutant.file}: {mutant.old!r} is there {text.count(mutant.old)} times")
+        path.write_text(text.replace(mutant.old, mutant.new))
+        command = [sys.executable, "-m", "pytest", "-xq", "--tb=no", "-p", "no:cacheprovider", *TESTS]
+        environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
+        return subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode == 0
+
+
+def main(pattern: str = "") -> int:
+    alive = 0
+    chosen = [m for m in MUTANTS if pattern in f"{m.file} {m.old}"]
+    for mutant in chosen:
+        survived = survives(mutant)
+        alive += survived
+        print(
+            "SURVIVED" if survived else "killed  ",
+            mutant.file,
+            "|",
+            mutant.old.strip(),
+            "->",
+            mutant.new.strip(),
+            flush=True,
+        )
+    print(f"{len(chosen) - alive} of {len(chosen)} mutants killed")
+    return int(alive > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:2]))
