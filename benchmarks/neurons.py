@@ -5,8 +5,8 @@
 
 The libraries take turns within each round, in one process, and a ratio is the median over the rounds of the two times
 of one round: what else the machine does meanwhile falls on all alike (where that is much, `--cpu-time` counts the
-processor's seconds of one thread instead of the clock's). A turn is as many calls as fill a quarter of a second, or each
-would mostly feel how the one before it left the allocator. Rows:
+processor's seconds of one thread instead of the clock's). A turn is as many calls as fill a quarter of a second, or
+each would mostly feel how the one before it left the allocator. Rows:
 
     dpap             the static image passes the first convolution (and norm) once; `Repeat(T)` before the first neuron
     dpap, repeated   like for like: the image is repeated at the input, every layer sees T * B images

@@ -7,69 +7,34 @@ other two files, every victim from the account in `pruning.budget`.
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpap.development import DevelopmentReport, Notes, reported
 from dpap.errors import DPAPError
 from dpap.graph.front import Forward, Pattern, Unknown, find_groups
-from dpap.graph.group import Graph, Layer, UnitGroup
+from dpap.graph.group import Layer
 from dpap.observe import Observer
 from dpap.plasticity import Kind
-from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose
+from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed
 from dpap.pruning.compact import compacted, trial_cut
 from dpap.pruning.mask import MaskKeeper, dead_masks
 from dpap.rules import Rule, Sums, costly_sums, resolve
+from dpap.schedule import RateWatch, Schedule
 from dpap.scores import Score
-from dpap.survival import Clock, below, grow, survival_step, uninformed
+from dpap.survival import Clock, grow, survival_step, uninformed
 
 log = logging.getLogger(__name__)
 
 Shrink = Literal["never"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DevelopmentReport:
-    """What one development step found and did. Tensors have the original length; the dead stay in them."""
-
-    step: int
-    """Calls of `dev.step()` so far."""
-    progress: float
-    """p: share of the run that is over."""
-    connectivity: float
-    """Living synapses / synapses of the dense network."""
-    died_units: dict[str, list[int]] = field(default_factory=dict)
-    """Group -> units that fell below the level."""
-    isolated_units: dict[str, list[int]] = field(default_factory=dict)
-    """Group -> units that died because nothing living fed or read them any more."""
-    died_synapses: dict[str, int] = field(default_factory=dict)
-    """Weight -> single synapses that fell below the level."""
-    capped: list[str] = field(default_factory=list)
-    """Groups and weights where a cap deferred somebody to the next step."""
-    skipped: list[str] = field(default_factory=list)
-    """Deaths that a floor or a protected unit forbade."""
-    warnings: list[str] = field(default_factory=list)
-    at_threshold: dict[str, int] = field(default_factory=dict)
-    """Group -> living units that were active and score 0 all the same: their activity never leaves the threshold."""
-    use: dict[str, Tensor] = field(default_factory=dict)
-    """Group -> u of each unit: its score among its siblings, as the rule normalises it."""
-    survival: dict[str, Tensor] = field(default_factory=dict)
-    """Group -> F of each unit."""
-    alive: dict[str, Tensor] = field(default_factory=dict)
-    """Group -> whether each unit lives."""
-
-    @property
-    def deaths(self) -> int:
-        """Units and synapses that died, isolated ones included."""
-        units = sum(len(u) for d in (self.died_units, self.isolated_units) for u in d.values())
-        return units + sum(self.died_synapses.values())
 
 
 @dataclass(slots=True)
@@ -77,19 +42,10 @@ class _Decision:
     """A development step worked out, not yet made."""
 
     survival: dict[str, Tensor]
-    use: dict[str, Tensor]
     synapse_survival: dict[str, Tensor]
     alive: dict[str, Tensor]
     synapses: dict[str, Tensor]
     report: DevelopmentReport
-
-
-@dataclass(slots=True)
-class _Notes:
-    """What there is to say about a development step."""
-
-    warnings: list[str] = field(default_factory=list)
-    at_threshold: dict[str, int] = field(default_factory=dict)
 
 
 class DPAP:
@@ -167,11 +123,19 @@ class DPAP:
         forward: Forward | None = None,
         unknown: Unknown = "refuse",
     ) -> None:
-        self.rule = resolve(rule, score=score, memory=memory)
-        _check_schedule(total_steps, start, stop, memory, development_steps, observe_every, shrink, self.rule)
-        self.model, self.total_steps, self.seed = model, total_steps, seed
-        self.start, self.stop, self.memory = start, stop, memory
-        self.development_steps, self.observe_every = min(development_steps, total_steps), observe_every
+        if shrink != "never":
+            raise DPAPError(f"shrink={shrink!r} is not available.", fix='use shrink="never" and compact() at the end.')
+        self.rule = resolve(rule, score=score)
+        self.schedule = Schedule(
+            total_steps=total_steps,
+            start=start,
+            stop=stop,
+            memory=memory,
+            development_steps=development_steps,
+            observe_every=observe_every,
+            windowed=self.rule.windowed,
+        )
+        self.model, self.seed = model, seed
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self.graph = find_groups(model, example_input, ignore=ignore, only=only, unknown=unknown, forward=forward)
         parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -191,7 +155,7 @@ class DPAP:
             n: torch.full(w.shape[:2], self.rule.initial, dtype=_sum_dtype(parameters), device=w.device)
             for n, w in weights.items()
         }
-        account = self._account(self.alive, self.synapse_masks)
+        account = self._account()
         self.target = self._checked_target(target, account)
         self._dense = {metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")}
         self._arrivals: dict[str, Tensor] = {}
@@ -216,10 +180,8 @@ class DPAP:
         """Step count at the previous development step."""
         self._developments = 0
         self._blocks = 0
-        self._watching = not self.rule.windowed or self._due_to_watch(0)
-        self._finished = False
-        self._peak_rate = self._rate()
-        self._previous_rate = self._rate()
+        self._watching = self.schedule.watches_after(0)
+        self._rate = RateWatch(self.schedule, self.optimizers)
 
     # construction -------------------------------------------------------------------------------------------------
 
@@ -290,7 +252,7 @@ class DPAP:
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Observe the passes inside: the first block of each window, then every k-th; else costs next to nothing."""
-        wanted = self._watching and (not self.rule.windowed or self._blocks % self.observe_every == 0)
+        wanted = self._watching and self.schedule.observes(self._blocks)
         self._blocks += 1
         if wanted:
             self._observer.start()
@@ -353,16 +315,12 @@ class DPAP:
                 fix="pass the number of calls of dev.step() in the whole run as total_steps.",
             )
         self.steps_taken += 1
-        self._watch_rate()
-        if self.rule.windowed and not self._boundary():
+        self._rate.after(self.steps_taken)
+        if not self.schedule.develops_at(self.steps_taken):
             return None
-        report = None
-        if self._watching:
-            decision = self._decide(self._clock())
-            report = self._commit(decision)
+        report = self._commit(self._decide()) if self._watching else None
         self._last, self._blocks = self.steps_taken, 0
-        if self.rule.windowed:
-            self._watching = not self._finished and self._due_to_watch(self.steps_taken)
+        self._watching = self.schedule.watches_after(self.steps_taken)
         return report
 
     def preview(self) -> DevelopmentReport:
@@ -371,59 +329,66 @@ class DPAP:
             raise DPAPError(
                 "Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing()."
             )
-        return self._decide(self._clock()).report
-
-    def _boundary(self) -> bool:
-        """Whether this step is one of the `development_steps`; integers, so that no step is lost to rounding."""
-        d, n, c = self.development_steps, self.total_steps, self.steps_taken
-        return c * d // n > (c - 1) * d // n
-
-    def _due_to_watch(self, step: int) -> bool:
-        """Observing starts 3 memories before `start`, at a development step, so that every window is seen whole."""
-        return step / self.total_steps >= self.start - 3 * self.memory - 1e-9
-
-    def _clock(self) -> Clock:
-        return Clock(
-            progress=self.steps_taken / self.total_steps,
-            elapsed=(self.steps_taken - self._last) / self.total_steps,
-            start=self.start,
-            stop=self.stop,
-            epoch=self._developments,
-        )
+        return self._decide().report
 
     @torch.no_grad()
-    def _decide(self, clock: Clock) -> _Decision:
-        notes = _Notes()
+    def _decide(self) -> _Decision:
+        """Score, grow, survive, and take the victims on paper; nothing of the object changes."""
+        clock = self.schedule.clock(self.steps_taken, last=self._last, developments=self._developments)
+        notes = Notes()
         survival, use = dict(self.survival), {}
         synapse_survival, synapse_use = dict(self.synapse_survival), {}
         if clock.epoch >= self.rule.first_epoch:
             for group in self._groups:
-                use[group.name], growth = self._unit_growth(group.name, group.units, clock, notes)
-                survival[group.name] = self._survived(survival[group.name], growth, self.alive[group.name], clock)
+                name = group.name
+                use[name], growth = self._unit_growth(name, group.units, clock, notes)
+                survival[name] = self._survived(survival[name], growth, self.alive[name], clock)
             for layer in self._synaptic:
-                u, growth = self._synapse_growth(layer, clock, notes)
-                synapse_use[layer.weight] = u
-                synapse_survival[layer.weight] = self._survived(
-                    synapse_survival[layer.weight], growth, self._living_synapses(layer), clock
-                )
-        account = self._account(self.alive, self.synapse_masks)
+                name = layer.weight
+                synapse_use[name], growth = self._synapse_growth(layer, clock, notes)
+                living = self._living_synapses(layer)
+                synapse_survival[name] = self._survived(synapse_survival[name], growth, living, clock)
         taker = Taker(
-            account=account,
+            account=self._account(),
             elapsed=clock.elapsed,
             capped=self.rule.windowed and not (clock.q >= 1 and bool(self.target)),
         )
-        if use or synapse_use:
-            self._take(taker, clock, survival, use, synapse_survival, synapse_use)
-        alive, synapses = self._outcome(taker)
-        report = self._report(taker, notes, survival, use, alive)
-        return _Decision(survival, use, synapse_survival, alive, synapses, report)
+        account = taker.account
+        groups = {g.name: n for n, g in enumerate(self.graph.groups)}
+        edges = {e.weight: n for n, e in enumerate(account.edges)}
+        units = Candidates.of(
+            [(groups[n], survival[n], use[n], self.alive[n]) for n in use],
+            self.rule.level("unit", clock),
+            self.rule.tolerance,
+        )
+        synapses = Candidates.of(
+            [(edges[w], synapse_survival[w], synapse_use[w], self._candidate_synapses(w)) for w in synapse_use],
+            self.rule.level("synapse", clock),
+            self.rule.tolerance,
+        )
+        if not self.rule.windowed:
+            taker.all_fallen(units, synapses, permanent=self.rule.permanent)
+        elif clock.q > 0:
+            self._choose(taker, units, synapses, clock)
+        alive, masks = self._outcome(taker)
+        report = reported(
+            taker,
+            notes,
+            step=self.steps_taken,
+            progress=clock.progress,
+            dense=self._dense["connectivity"],
+            use=use,
+            survival=survival,
+            alive=alive,
+        )
+        return _Decision(survival, synapse_survival, alive, masks, report)
 
     def _survived(self, survival: Tensor, growth: Tensor, alive: Tensor, clock: Clock) -> Tensor:
         """Survival after this step; the dead of a permanent rule keep what they died with."""
         new = survival_step(survival, growth, self.rule.gamma(clock))
         return torch.where(alive, new, survival) if self.rule.permanent else new
 
-    def _unit_growth(self, name: str, units: int, clock: Clock, notes: _Notes) -> tuple[Tensor, Tensor]:
+    def _unit_growth(self, name: str, units: int, clock: Clock, notes: Notes) -> tuple[Tensor, Tensor]:
         """u and growth of a group: the mean over the layers that drive it (what shrinks together votes together)."""
         members = [layer for layer in self._layers if layer.out_group == name and layer.post is not None]
         uses, growths = [], []
@@ -446,7 +411,7 @@ class DPAP:
             growths.append(grow(use, alive, links[1:]))
         return torch.stack(uses).mean(0), torch.stack(growths).mean(0).to(self.survival[name])
 
-    def _synapse_growth(self, layer: Layer, clock: Clock, notes: _Notes) -> tuple[Tensor, Tensor]:
+    def _synapse_growth(self, layer: Layer, clock: Clock, notes: Notes) -> tuple[Tensor, Tensor]:
         """u and growth of a weight's synapses: the mean over the calls of its layer."""
         alive = self._living_synapses(layer)
         uses, growths = [], []
@@ -505,101 +470,37 @@ class DPAP:
             fix="lower the learning rate or clip gradients, and go on from the last checkpoint.",
         )
 
-    def _account(self, alive: Mapping[str, Tensor], synapses: Mapping[str, Tensor]) -> Account:
+    def _account(self) -> Account:
         return Account.of(
             self.graph,
-            {name: a.numpy() for name, a in alive.items()},
-            {name: s.cpu().numpy() for name, s in synapses.items()},
+            {name: a.numpy() for name, a in self.alive.items()},
+            {name: s.cpu().numpy() for name, s in self.synapse_masks.items()},
             floors=self.rule.windowed,
         )
 
-    def _take(
-        self,
-        taker: Taker,
-        clock: Clock,
-        survival: Mapping[str, Tensor],
-        use: Mapping[str, Tensor],
-        synapse_survival: Mapping[str, Tensor],
-        synapse_use: Mapping[str, Tensor],
-    ) -> None:
-        account = taker.account
-        number = {g.name: n for n, g in enumerate(self.graph.groups)}
-        edges = {e.weight: n for n, e in enumerate(account.edges)}
-        units = self._candidates(
-            [(number[n], survival[n], use[n], self.alive[n]) for n in use], self.rule.level("unit", clock)
-        )
-        living = {
-            w: torch.from_numpy(account.edges[edges[w]].living) if self.rule.permanent else self.synapse_masks[w]
-            for w in synapse_use
-        }
-        synapses = self._candidates(
-            [(edges[w], synapse_survival[w], synapse_use[w], living[w]) for w in synapse_use],
-            self.rule.level("synapse", clock),
-        )
-        if not self.rule.windowed:
-            self._take_as_printed(taker, units, synapses)
-        elif clock.q > 0:
-            reference = self._reference(account, clock)
-            choose(taker, units, synapses, self.target, reference, clock.q)
-            if clock.q >= 1:
-                self._check_reached(account, reference)
+    def _candidate_synapses(self, weight: str) -> Tensor:
+        """(O, I): who may die; without permanence also what a dead unit makes or reads."""
+        layer = next(layer for layer in self._synaptic if layer.weight == weight)
+        return self._living_synapses(layer) if self.rule.permanent else self.synapse_masks[weight]
 
-    def _candidates(self, parts: list[tuple[int, Tensor, Tensor, Tensor]], level: float) -> Candidates:
-        """Everybody alive; each part is (owner, survival, use, alive), flattened."""
-        owners, indices, survivals, uses, fallens = [], [], [], [], []
-        for owner, survival, use, alive in parts:
-            where = alive.reshape(-1).cpu().numpy().nonzero()[0]
-            owners.append(np.full(len(where), owner))
-            indices.append(where)
-            survivals.append(survival.reshape(-1).cpu().numpy()[where])
-            uses.append(use.reshape(-1).cpu().numpy()[where])
-            fallens.append(below(survival.cpu(), alive.cpu(), level, self.rule.tolerance).reshape(-1).numpy()[where])
-        return Candidates(
-            owner=np.concatenate([np.zeros(0, dtype=np.int64), *owners]),
-            index=np.concatenate([np.zeros(0, dtype=np.int64), *indices]),
-            survival=np.concatenate([np.zeros(0), *survivals]),
-            use=np.concatenate([np.zeros(0), *uses]),
-            fallen=np.concatenate([np.zeros(0, dtype=bool), *fallens]),
-        )
-
-    def _take_as_printed(self, taker: Taker, units: Candidates, synapses: Candidates) -> None:
-        """Rules without limits: all that fell die at once; a layer that would be emptied is an error."""
-        account = taker.account
-        for candidates, is_unit in ((units, True), (synapses, False)):
-            for owner, index in candidates.in_order(candidates.fallen):
-                (taker.units if is_unit else taker.synapses).append((owner, index))
-        account.strike(taker.units, taker.synapses if self.rule.permanent else [], isolate=self.rule.permanent)
-        empty = [g.name for g, a in zip(self.graph.groups, account.alive, strict=True) if not a.any()]
-        empty += [e.weight for e in account.edges if not e.row.any()]
-        if empty:
-            raise DPAPError(
-                f"Rule {self.rule.name!r} would empty {empty[0]}.",
-                where=f"development step {self._developments + 1}",
-                fix='this rule has no floor; use rule="dpap", or other constants.',
-            )
-
-    def _reference(self, account: Account, clock: Clock) -> dict[str, float]:
-        """What the shares of a target are shares of; for SOPs, the spending of the last window before a death."""
-        reference = dict(self._dense)
+    def _choose(self, taker: Taker, units: Candidates, synapses: Candidates, clock: Clock) -> None:
+        """Within floors, caps and the target."""
         if "sops" in self.target:
-            samples = {w: s.samples for (w, _), s in self._sums.items()}
-            account.arrivals = [
-                (self._arrivals[e.weight].double().cpu().numpy() / samples[e.weight])
-                if e.weight in self._arrivals
-                else None
-                for e in account.edges
-            ]
-            self._dense.setdefault("sops", account.sops())
-            reference["sops"] = self._dense["sops"]
-        return reference
+            self._open_arrivals(taker.account)
+        choose(taker, units, synapses, self.target, self._dense, clock.q)
+        if clock.q >= 1:
+            for metric, share in missed(taker.account, self.target, self._dense).items():
+                wanted = self.target[metric]
+                log.warning("The target of %.4f %s was missed: %.4f is left.", wanted, metric, share)
 
-    def _check_reached(self, account: Account, reference: Mapping[str, float]) -> None:
-        for metric, share in self.target.items():
-            reached = account.count(metric) / reference[metric]
-            if reached > share * (1 + 1e-9):
-                log.warning(
-                    "The target of %.4f %s was missed: floors and protected parts left %.4f.", share, metric, reached
-                )
+    def _open_arrivals(self, account: Account) -> None:
+        """Spikes per sample as the window saw them; SOPs are a share of what the last window before any death spent."""
+        samples = {weight: sums.samples for (weight, _), sums in self._sums.items()}
+        account.arrivals = [
+            self._arrivals[e.weight].cpu().numpy() / samples[e.weight] if e.weight in self._arrivals else None
+            for e in account.edges
+        ]
+        self._dense.setdefault("sops", account.sops())
 
     def _outcome(self, taker: Taker) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         account = taker.account
@@ -618,7 +519,7 @@ class DPAP:
     def _report(
         self,
         taker: Taker,
-        notes: _Notes,
+        notes: Notes,
         survival: Mapping[str, Tensor],
         use: Mapping[str, Tensor],
         alive: Mapping[str, Tensor],
@@ -664,7 +565,6 @@ class DPAP:
             sums.close()
         self._arrivals.clear()
         self._developments += 1
-        self._finished = self.rule.windowed and report.progress >= self.stop
         for warning in report.warnings:
             kind = warning.partition(":")[0]
             self.warned[kind] += 1
@@ -682,27 +582,16 @@ class DPAP:
             if layer.weight in self.synapse_masks:
                 weight.masked_fill_(~self.synapse_masks[layer.weight], 0)
 
-    # the learning rate ----------------------------------------------------------------------------------------------
-
-    def _rate(self) -> float:
-        return max((g["lr"] for o in self.optimizers for g in o.param_groups if "lr" in g), default=0.0)
-
-    def _watch_rate(self) -> None:
-        """Deaths during warm-up or after the rate has died away cannot be learned around: say so."""
-        rate, n = float(self._rate()), self.total_steps
-        self._peak_rate = max(self._peak_rate, rate)
-        before, now = (self.steps_taken - 1) / n, self.steps_taken / n
-        if self.rule.windowed and before < self.start <= now and rate > self._previous_rate:
-            log.warning("The learning rate still rises at start=%g: begin after its warm-up.", self.start)
-        if self.rule.windowed and before < self.stop <= now and rate < self._peak_rate / 4:
-            log.warning("The learning rate at stop=%g is under a quarter of its peak: stop earlier.", self.stop)
-        self._previous_rate = rate
+    @property
+    def total_steps(self) -> int:
+        """Calls of `step()` in the whole run."""
+        return self.schedule.total_steps
 
     # results ------------------------------------------------------------------------------------------------------
 
     def connectivity(self) -> float:
         """Living synapses / synapses of the dense network, over all convolution and linear weights."""
-        return self._account(self.alive, self.synapse_masks).connectivity() / self._dense["connectivity"]
+        return self._account().connectivity() / self._dense["connectivity"]
 
     def compact(self) -> nn.Module:
         """An independent plain module without the dead units; the model and `dev` stay as they are.
@@ -733,9 +622,8 @@ class DPAP:
             "developments": self._developments,
             "blocks": self._blocks,
             "watching": self._watching,
-            "finished": self._finished,
-            "peak_rate": self._peak_rate,
-            "previous_rate": self._previous_rate,
+            "peak_rate": self._rate.peak,
+            "previous_rate": self._rate.previous,
             "dense": dict(self._dense),
             "alive": dict(self.alive),
             "survival": dict(self.survival),
@@ -754,8 +642,8 @@ class DPAP:
         self._check_state(state)
         self.steps_taken, self._last = int(state["steps_taken"]), int(state["last"])
         self._developments, self._blocks = int(state["developments"]), int(state["blocks"])
-        self._watching, self._finished = bool(state["watching"]), bool(state["finished"])
-        self._peak_rate, self._previous_rate = float(state["peak_rate"]), float(state["previous_rate"])
+        self._watching = bool(state["watching"])
+        self._rate.peak, self._rate.previous = float(state["peak_rate"]), float(state["previous_rate"])
         self._dense = dict(state["dense"])
         for own in ("alive", "survival", "synapse_masks", "synapse_survival"):
             current = getattr(self, own)
@@ -793,7 +681,7 @@ class DPAP:
             f"connectivity {self.connectivity():.4f})"
         ]
         for group in self.graph.groups:
-            lines += _described(group, int(self.alive[group.name].sum()), self.graph)
+            lines.append(textwrap.indent(group.describe(int(self.alive[group.name].sum())), "  "))
         for layer in self._synaptic:
             mask = self._living_synapses(layer)
             lines.append(f"  synapses of {layer.weight}: {int(mask.sum())} of {mask.numel()} alive")
@@ -802,52 +690,6 @@ class DPAP:
         return "\n".join(lines)
 
 
-def _described(group: UnitGroup, alive: int, graph: Graph) -> list[str]:
-    """A group in print: its state, what produces and reads it, where it is seen."""
-    state = f"protected ({group.protected})" if group.protected else f"{alive} of {group.units} alive"
-    lines = [f"  {group.name}: {group.units} units, {state}"]
-    for title, pieces in (("made by", group.producers), ("read by", group.consumers)):
-        if pieces:
-            lines.append(f"    {title} " + ", ".join(f"{p.tensor}[{p.axis}]" for p in pieces))
-    if group.sites:
-        lines.append("    seen at " + ", ".join(f"{s} ({s.layout})" for s in group.sites))
-    return lines
-
-
 def _sum_dtype(parameters: Mapping[str, Tensor]) -> torch.dtype:
     """Survival in float32, in float64 when the model is."""
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters.values()) else torch.float32
-
-
-def _check_schedule(
-    total_steps: int,
-    start: float,
-    stop: float,
-    memory: float,
-    development_steps: int,
-    observe_every: int,
-    shrink: str,
-    rule: Rule,
-) -> None:
-    counts: dict[str, object] = {
-        "total_steps": total_steps,
-        "development_steps": development_steps,
-        "observe_every": observe_every,
-    }
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise DPAPError(f"{name}={value!r} is no count.", fix="give an integer of at least 1.")
-    if shrink != "never":
-        raise DPAPError(f"shrink={shrink!r} is not available.", fix='use shrink="never" and compact() at the end.')
-    if not 0 <= start < stop <= 1:
-        raise DPAPError(
-            f"start={start}, stop={stop} is no window.", fix="give shares of the run with 0 <= start < stop <= 1."
-        )
-    if not memory > 0:
-        raise DPAPError(f"memory={memory} is no share of the run.", fix="give a positive number such as 0.03.")
-    steps = min(development_steps, total_steps)
-    if rule.windowed and (stop - start) * steps < 1 - 1e-9:
-        raise DPAPError(
-            f"The window from {start} to {stop} holds less than one of the {steps} development steps.",
-            fix="widen the window, or call dev.step() more often (each iteration) with more development_steps.",
-        )

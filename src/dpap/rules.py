@@ -70,7 +70,6 @@ class Rule:
 def dpap(
     *,
     score: Score | str = bcm,
-    memory: float = 0.03,
     kappa_unit: float = 0.6,
     kappa_synapse: float = 1.0,
     kinds: frozenset[Kind] = frozenset({"unit", "synapse"}),
@@ -81,7 +80,6 @@ def dpap(
 
     Args:
         score: What a unit or synapse is worth to its siblings.
-        memory: Share of the run over which survival remembers.
         kappa_unit: Level at the end of the window, as a share of the average sibling's use.
         kappa_synapse: The same for synapses.
         kinds: What dies: units, synapses or both.
@@ -89,11 +87,9 @@ def dpap(
         rises: False (ablation): the level stands at its end value from the start of the window.
     """
     kappa: dict[Kind, float] = {"unit": kappa_unit, "synapse": kappa_synapse}
-    if memory <= 0:
-        raise DPAPError(f"memory= is {memory}.", fix="give a positive share of the run, such as 0.03.")
 
     def gamma(clock: Clock) -> float:
-        return leak(clock.elapsed, memory) if leaks else clock.epoch / (clock.epoch + 1)
+        return leak(clock.elapsed, clock.memory) if leaks else clock.epoch / (clock.epoch + 1)
 
     return Rule(
         name="dpap",
@@ -214,8 +210,8 @@ def _kept(tensor: Tensor | None) -> Tensor:
 RULES: dict[str, Callable[..., Rule]] = {"dpap": dpap, "paper": paper, "released": released}
 
 
-def resolve(rule: str | Rule, *, score: Score | str | None, memory: float) -> Rule:
-    """The rule that `DPAP(rule=, score=, memory=)` names.
+def resolve(rule: str | Rule, *, score: Score | str | None) -> Rule:
+    """The rule that `DPAP(rule=, score=)` names.
 
     Raises:
         DPAPError: There is no such rule or score, or the rule does not take a score.
@@ -223,7 +219,7 @@ def resolve(rule: str | Rule, *, score: Score | str | None, memory: float) -> Ru
     if isinstance(rule, str):
         if rule not in RULES:
             raise unknown_name("rule", rule, RULES)
-        rule = dpap(memory=memory) if rule == "dpap" else RULES[rule]()
+        rule = RULES[rule]()
     if score is None:
         return rule
     if not rule.windowed:

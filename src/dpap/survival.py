@@ -20,6 +20,10 @@ Link = Callable[[Tensor, Tensor], Tensor]
 """(score, alive) -> growth; both have the original length, the dead count as 0."""
 
 
+ROUNDING = 1e-9
+"""Shares and counts are compared with this much room: 1 - 0.9 is not 0.1 in binary, nor is 0.1 - 3 * 0.03 0.01."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
     """Where a run stands at a development step."""
@@ -30,17 +34,17 @@ class Clock:
     """dp: share of the run since the previous development step."""
     start: float
     stop: float
+    memory: float
+    """Share of the run over which survival remembers."""
     epoch: int
     """Development steps before this one; the epoch for the rules that develop once an epoch."""
 
     @property
     def q(self) -> float:
         """How much of the window is over: clip((p - start) / (stop - start), 0, 1)."""
-        return min(max((self.progress - self.start) / (self.stop - self.start), 0.0), 1.0)
-
-
-ROUNDING = 1e-9
-"""1 - 0.9 is not 0.1 in binary: counts are taken after this is added or removed."""
+        if self.progress >= self.stop - ROUNDING:
+            return 1.0
+        return max((self.progress - self.start) / (self.stop - self.start), 0.0)
 
 
 # links: from a score to growth ----------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ class TestPaper:
             rule = paper_rule(beta=beta)
             survival, lowest = torch.tensor([rule.initial], dtype=torch.float64), math.inf
             for epoch in range(2000):
-                clock = Clock(progress=0.5, elapsed=0.01, start=0.1, stop=0.5, epoch=epoch)
+                clock = Clock(progress=0.5, elapsed=0.01, start=0.1, stop=0.5, memory=0.03, epoch=epoch)
                 growth = grow(
                     torch.zeros(1, dtype=torch.float64), torch.tensor([True]), rule.links("conv", "unit", clock)[1:]
                 )
@@ -185,7 +185,7 @@ class TestDpap:
         weights = {n: _initial_weight(record, n) for n in ("conv1", "conv2", "fc", "classifier")}
         expected = dpap_oracle.run(record, weights, target=target)
         assert len(reports) == len(expected)
-        for (report, _, survival), step in zip(reports, expected, strict=True):
+        for (report, masks, survival), step in zip(reports, expected, strict=True):
             assert report.step == step.tick.call
             for name in HIDDEN:
                 alive = step.alive[name]
@@ -196,6 +196,9 @@ class TestDpap:
                 assert sorted(report.isolated_units.get(name, [])) == sorted(step.isolated_units.get(name, []))
             for name in ("fc", "classifier"):
                 assert report.died_synapses.get(f"{name}.weight", 0) == len(step.died_synapses.get(name, []))
+                feeding = step.alive["conv2" if name == "fc" else "fc"].repeat(4 if name == "fc" else 1)
+                living = step.synapses[name] & step.alive[name][:, None] & feeding[None, :]
+                np.testing.assert_array_equal(masks[f"{name}.weight"].numpy(), living)
             assert report.connectivity == pytest.approx(step.connectivity, abs=1e-12)
         assert any(step.died_units.get(n) for step in expected for n in HIDDEN)
         assert any(step.died_synapses.get("fc") for step in expected)

@@ -31,7 +31,7 @@ class Mutant(NamedTuple):
     new: str
 
 
-P, S, D, R = "plasticity.py", "survival.py", "developer.py", "rules.py"
+P, S, D, R, C = "plasticity.py", "survival.py", "developer.py", "rules.py", "schedule.py"
 MUTANTS = (
     Mutant(P, "trace = decay * trace + spikes_t", "trace = trace + spikes_t"),
     Mutant(P, "torch.arange(num_steps - 1, -1, -1, dtype", "torch.arange(num_steps, 0, -1, dtype"),
@@ -88,10 +88,10 @@ MUTANTS = (
         "min_max(_kept(stats.bcm_rows), stats.alive) * min_max(stats.y, stats.alive)",
         "min_max(_kept(stats.bcm_rows) * stats.y, stats.alive)",
     ),
-    Mutant(D, "self._blocks % self.observe_every == 0", "self._blocks % self.observe_every == 1"),
-    Mutant(D, "return c * d // n > (c - 1) * d // n", "return c * d // n >= (c - 1) * d // n"),
-    Mutant(D, "self.start - 3 * self.memory", "self.start"),
-    Mutant(D, "elapsed=(self.steps_taken - self._last) / self.total_steps", "elapsed=1 / self.total_steps"),
+    Mutant(C, "block % self.observe_every == 0", "block % self.observe_every == 1"),
+    Mutant(C, "self.total_steps > (step - 1) *", "self.total_steps >= (step - 1) *"),
+    Mutant(C, "self.start - 3 * self.memory", "self.start"),
+    Mutant(C, "elapsed=(step - last) / self.total_steps", "elapsed=1 / self.total_steps"),
     Mutant(D, "        if clock.epoch >= self.rule.first_epoch:\n", "        if True:\n"),
     Mutant(D, "return torch.where(alive, new, survival) if self.rule.permanent else new", "return new"),
     Mutant(D, "        elif clock.q > 0:\n", "        elif clock.q >= 0.5:\n"),
@@ -99,10 +99,10 @@ MUTANTS = (
         D, "return mask & rows[:, None] & self._living_inputs(layer).to(mask.device)", "return mask & rows[:, None]"
     ),
     Mutant(D, "living[mine] = self.alive[name][torch.from_numpy(layer.in_unit)[mine]]", "pass"),
-    Mutant(D, "self._finished = self.rule.windowed and report.progress >= self.stop", "self._finished = False"),
+    Mutant(C, "<= progress < self.stop - ROUNDING", "<= progress"),
     Mutant(D, "weight[~rows] = 0", "pass"),
-    Mutant(D, "rate > self._previous_rate", "rate < self._previous_rate"),
-    Mutant(D, "rate < self._peak_rate / 4", "rate < self._peak_rate / 1.5"),
+    Mutant(C, "rate > self.previous", "rate < self.previous"),
+    Mutant(C, "rate < self.peak / 4", "rate < self.peak / 1.5"),
     Mutant(D, "        self._masks.apply()\n        return compacted", "        return compacted"),
     Mutant(D, "torch.autocast(post.device.type, enabled=False)", "torch.autocast(post.device.type, enabled=True)"),
 )

@@ -216,7 +216,7 @@ def run(
     model: nn.Module, example: Tensor, steps: int = 40, kinds: frozenset[Kind] | None = None, **options: Any
 ) -> DPAP:
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    rule = dpap_rule(kinds=kinds, memory=0.05) if kinds else "dpap"
+    rule = dpap_rule(kinds=kinds) if kinds else "dpap"
     dev = DPAP(
         model,
         example,
@@ -253,7 +253,7 @@ class TestTargets:
         model = SpikingNet(2, (20, 20, 40))
         dense = opened(graph_of(model, 2, 1, 8, 8), synapses=False)
         dev = run(model, torch.rand(4, 1, 8, 8), kinds=frozenset({"unit"}), target={metric: share})
-        account = dev._account(dev.alive, dev.synapse_masks)
+        account = dev._account()
         reached = account.count(metric) / dense.count(metric)
         assert share - 0.06 <= reached <= share
         small = dev.compact()
@@ -264,7 +264,7 @@ class TestTargets:
         model = SpikingNet(2, (20, 20, 40))
         dense = opened(graph_of(model, 2, 1, 8, 8))
         dev = run(model, torch.rand(4, 1, 8, 8), target={"macs": 0.5, "connectivity": 0.2})
-        account = dev._account(dev.alive, dev.synapse_masks)
+        account = dev._account()
         assert 0.25 <= account.macs() / dense.macs() <= 0.5, "units that lost all their synapses go beyond it"
         assert 0.17 <= dev.connectivity() <= 0.2
 
@@ -276,7 +276,7 @@ class TestTargets:
                 p.mul_(3.0)
         model.eval()
         dev = run(model, torch.rand(64, 1, 8, 8), target={"sops": 0.4})
-        account = dev._account(dev.alive, dev.synapse_masks)
+        account = dev._account()
         assert account.connectivity() < opened(dev.graph).connectivity()
         x = torch.rand(64, 1, 8, 8)
         counted = [spent(dev, x, masked=masked) for masked in (False, True)]

@@ -355,6 +355,8 @@ def test_over_time_is_a_loop_over_time() -> None:
         pytest.param(lambda: PLIF(channels=5)(torch.zeros(2, 5)), id="no channel axis"),
         pytest.param(lambda: PLIF(channels=3).step(torch.zeros(5, 4)), id="wrong channels, step"),
         pytest.param(lambda: functional.plif_sequence(torch.zeros(2, 5, 4), torch.zeros(4, 1)), id="w with two axes"),
+        pytest.param(lambda: functional.if_sequence(torch.zeros(2, 5), alpha=torch.ones(5)), id="slopes"),
+        pytest.param(lambda: functional.if_step(torch.zeros(5), alpha=torch.ones(1)), id="slopes, step"),
     ],
 )
 def test_bad_input_is_refused(make: Callable[[], object]) -> None:

@@ -136,6 +136,17 @@ class UnitGroup:
     reshaped_at: tuple[str, ...] = ()
     """Lines of the model where a reshape folds the units into another axis: where a hard-coded size would sit."""
 
+    def describe(self, alive: int) -> str:
+        """In print: the state of the group, what makes and what reads its units, where they are seen."""
+        state = f"protected ({self.protected})" if self.protected else f"{alive} of {self.units} alive"
+        lines = [f"{self.name}: {self.units} units, {state}"]
+        for title, pieces in (("made by", self.producers), ("read by", self.consumers)):
+            if pieces:
+                lines.append(f"  {title} " + ", ".join(f"{p.tensor}[{p.axis}]" for p in pieces))
+        if self.sites:
+            lines.append("  seen at " + ", ".join(f"{s} ({s.layout})" for s in self.sites))
+        return "\n".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,

@@ -215,6 +215,7 @@ def step(
 ) -> tuple[Tensor, Tensor]:
     """One step of any neuron; `rate` is k = 1 / tau, None without leak. See `if_step`."""
     dtype = state_dtype(x)
+    refuse_slopes(alpha)
     current = x.to(dtype)
     if v is None:
         v = torch.full_like(current, firing.rest)
@@ -242,6 +243,7 @@ def sequence(x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firin
             fix="pass (T, B, ...) with T >= 1; put dpap.neurons.Repeat(T) before the neuron for a constant input",
         )
     state_dtype(x)
+    refuse_slopes(alpha)
     if isinstance(rate, Tensor):
         along_channels(rate, x, axis=2)
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
@@ -270,6 +272,15 @@ def state_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
+def refuse_slopes(alpha: Tensor | None) -> None:
+    """A slope that is not one number raises DPAPError."""
+    if alpha is not None and alpha.ndim:
+        raise DPAPError(
+            f"A surrogate's learned slope alpha was given with shape {tuple(alpha.shape)}.",
+            fix="pass a tensor of shape (): a layer has one slope",
+        )
+
+
 def along_channels(rate: float | Tensor, x: Tensor, *, axis: int) -> float | Tensor:
     """`rate` in the state's dtype, shaped to broadcast along `axis` of `x`; a wrong number of channels raises."""
     if not isinstance(rate, Tensor):
@@ -296,7 +307,7 @@ class _Sequence(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, num_steps: int | None, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing
     ) -> Tensor:
-        ctx.num_steps, ctx.rate, ctx.firing = num_steps, rate, firing
+        ctx.num_steps, ctx.rate, ctx.firing = num_steps, None if isinstance(rate, Tensor) else rate, firing
         ctx.save_for_backward(x, rate if isinstance(rate, Tensor) else None, alpha)
         frame = _Frame(x, num_steps, rate)
         return frame.restore(_fire(frame, firing))

@@ -7,16 +7,17 @@ that would take a protected unit's last living input, or isolate a unit of a gro
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from dpap.errors import DPAPError, unknown_name
 from dpap.graph.group import Graph, IntArray, Layer
-from dpap.survival import scheduled_share, synapse_cap, unit_cap, unit_floor
+from dpap.survival import below, scheduled_share, synapse_cap, unit_cap, unit_floor
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -295,6 +296,10 @@ def _edge(layer: Layer, number: dict[str, int], synapses: BoolArray | None) -> _
 # choosing -------------------------------------------------------------------------------------------------------------
 
 
+Part = tuple[int, Tensor, Tensor, Tensor]
+"""Number of a group or an edge, and survival, use and alive of its units or synapses."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
     """Everybody who could die, of one kind."""
@@ -308,6 +313,25 @@ class Candidates:
     """u, the first tie-break."""
     fallen: BoolArray
     """Below the level."""
+
+    @classmethod
+    def of(cls, parts: Iterable[Part], level: float, tolerance: float) -> Candidates:
+        """Everybody alive."""
+        owners, indices, survivals, uses, fallens = [], [], [], [], []
+        for owner, survival, use, alive in parts:
+            where = alive.reshape(-1).cpu().numpy().nonzero()[0]
+            owners.append(np.full(len(where), owner))
+            indices.append(where)
+            survivals.append(survival.reshape(-1).cpu().numpy()[where])
+            uses.append(use.reshape(-1).cpu().numpy()[where])
+            fallens.append(below(survival.cpu(), alive.cpu(), level, tolerance).reshape(-1).numpy()[where])
+        return cls(
+            owner=np.concatenate([np.zeros(0, dtype=np.int64), *owners]),
+            index=np.concatenate([np.zeros(0, dtype=np.int64), *indices]),
+            survival=np.concatenate([np.zeros(0), *survivals]),
+            use=np.concatenate([np.zeros(0), *uses]),
+            fallen=np.concatenate([np.zeros(0, dtype=bool), *fallens]),
+        )
 
     def in_order(self, chosen: BoolArray | None = None) -> Iterator[tuple[int, int]]:
         """(owner, index), least survival first; ties by use, then owner, then index. Sorted as far as it is read."""
@@ -360,6 +384,24 @@ class Taker:
         """Emergent: everybody below the level."""
         for owner, index in candidates.in_order(candidates.fallen):
             self.take(is_unit, owner, index, at_least=at_least)
+
+    def all_fallen(self, units: Candidates, synapses: Candidates, *, permanent: bool) -> None:
+        """Rules without limits: everybody below the level dies at once, permanently with whom that isolates.
+
+        Raises:
+            DPAPError: A group or a layer would be emptied.
+        """
+        account = self.account
+        self.units += units.in_order(units.fallen)
+        self.synapses += synapses.in_order(synapses.fallen)
+        account.strike(self.units, self.synapses if permanent else [], isolate=permanent)
+        empty = [g.name for g, a in zip(account.graph.groups, account.alive, strict=True) if not a.any()]
+        empty += [e.weight for e in account.edges if not e.row.any()]
+        if empty:
+            raise DPAPError(
+                f"This development step would empty {empty[0]}.",
+                fix='the rule has no floor; use rule="dpap", or other constants.',
+            )
 
     def until(
         self,
@@ -441,6 +483,12 @@ def choose(
         taker.fallen(True, units)
     if "connectivity" not in most and "sops" not in most:
         taker.fallen(False, synapses)
+
+
+def missed(account: Account, target: Target, reference: Mapping[str, float]) -> dict[str, float]:
+    """Metric -> share that is left, where that is more than the target's."""
+    left = {metric: account.count(metric) / reference[metric] for metric in target}
+    return {metric: share for metric, share in left.items() if share > target[metric] * (1 + 1e-9)}
 
 
 def _pay_operations(taker: Taker, units: Candidates, synapses: Candidates, most: float) -> None:

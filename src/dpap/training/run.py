@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from dpap.config import Config, OptimizerConfig
 from dpap.data import Dataset, Split, load_dataset, random_shift
-from dpap.developer import DPAP, DevelopmentReport
+from dpap.developer import DPAP
+from dpap.development import DevelopmentReport
 from dpap.errors import DPAPError
 from dpap.models import build
 from dpap.report.history import DevelopmentLine, EpochLine, Line, ResultLine, RunLine

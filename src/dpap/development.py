@@ -1,0 +1,96 @@
+"""What one development step found and did, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from dpap.pruning.budget import Taker
+
+
+@dataclass(slots=True)
+class Notes:
+    """What there is to say about a development step while it is worked out."""
+
+    warnings: list[str] = field(default_factory=list)
+    at_threshold: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevelopmentReport:
+    """What one development step found and did. Tensors have the original length; the dead stay in them."""
+
+    step: int
+    """Calls of `dev.step()` so far."""
+    progress: float
+    """p: share of the run that is over."""
+    connectivity: float
+    """Living synapses / synapses of the dense network."""
+    died_units: dict[str, list[int]] = field(default_factory=dict)
+    """Group -> units that fell below the level."""
+    isolated_units: dict[str, list[int]] = field(default_factory=dict)
+    """Group -> units that died because nothing living fed or read them any more."""
+    died_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> single synapses that fell below the level."""
+    capped: list[str] = field(default_factory=list)
+    """Groups and weights where a cap deferred somebody to the next step."""
+    skipped: list[str] = field(default_factory=list)
+    """Deaths that a floor or a protected unit forbade."""
+    warnings: list[str] = field(default_factory=list)
+    at_threshold: dict[str, int] = field(default_factory=dict)
+    """Group -> living units that were active and score 0 all the same: their activity never leaves the threshold."""
+    use: dict[str, Tensor] = field(default_factory=dict)
+    """Group -> u of each unit: its score among its siblings, as the rule normalises it."""
+    survival: dict[str, Tensor] = field(default_factory=dict)
+    """Group -> F of each unit."""
+    alive: dict[str, Tensor] = field(default_factory=dict)
+    """Group -> whether each unit lives."""
+
+    @property
+    def deaths(self) -> int:
+        """Units and synapses that died, isolated ones included."""
+        units = sum(len(u) for d in (self.died_units, self.isolated_units) for u in d.values())
+        return units + sum(self.died_synapses.values())
+
+
+def reported(
+    taker: Taker,
+    notes: Notes,
+    *,
+    step: int,
+    progress: float,
+    dense: float,
+    use: Mapping[str, Tensor],
+    survival: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor],
+) -> DevelopmentReport:
+    """The report of a development step whose victims are taken; `dense`: synapses of the dense network."""
+    account = taker.account
+    names = [g.name for g in account.graph.groups]
+    died: dict[str, list[int]] = {}
+    for owner, index in taker.units:
+        died.setdefault(names[owner], []).append(index)
+    isolated: dict[str, list[int]] = {}
+    for owner, index in account.isolated:
+        isolated.setdefault(names[owner], []).append(index)
+    synapses: dict[str, int] = {}
+    for owner, _ in taker.synapses:
+        weight = account.edges[owner].weight
+        synapses[weight] = synapses.get(weight, 0) + 1
+    return DevelopmentReport(
+        step=step,
+        progress=progress,
+        connectivity=account.connectivity() / dense,
+        died_units=died,
+        isolated_units=isolated,
+        died_synapses=synapses,
+        capped=sorted(taker.bound),
+        skipped=sorted(account.skipped),
+        warnings=notes.warnings,
+        at_threshold=notes.at_threshold,
+        use=dict(use),
+        survival=dict(survival),
+        alive=dict(alive),
+    )
