@@ -22,7 +22,7 @@ lint: setup
 	$(BIN)/mypy --strict src
 
 test: lint
-	$(BIN)/python -m pytest --cov --cov-report=term-missing $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term-missing $(PYTEST_ARGS)
 
 format: setup
 	$(BIN)/ruff format .

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -429,8 +429,5 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def dpap_version() -> str:
-    """The installed version; "unknown" when run from a copy that is not installed."""
-    try:
-        return version("dpap")
-    except PackageNotFoundError:
-        return "unknown"
+    """The installed version."""
+    return version("dpap")

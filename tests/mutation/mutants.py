@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (  # quick ones first
+    "tests/unit/test_plasticity.py",
     "tests/unit/test_developer.py",
     "tests/equivalence/test_rules.py",
     "tests/unit/test_mask.py",
