@@ -65,7 +65,7 @@ def train(
     path = out if out is not None else _free_folder(config.recipe)
     with _interruptible(path), _Display(config) as display:
         done = loop.train(config, path, watch=display.watch)
-    console.print(_table(done))
+    _show(done)
 
 
 @app.command()
@@ -74,13 +74,13 @@ def resume(run: RunArgument) -> None:
     config = RunFolder.open(run).config()
     with _interruptible(run), _Display(config) as display:
         done = loop.resume(run, watch=display.watch)
-    console.print(_table(done))
+    _show(done)
 
 
 @app.command()
 def evaluate(run: RunArgument) -> None:
     """Measure the saved network of a finished run, and its control, on the test split."""
-    console.print(_table(evaluate_run(run)))
+    _show(evaluate_run(run))
 
 
 @app.command()
@@ -173,14 +173,19 @@ class _Display:
         self.bars.update(self.tasks[now.control], completed=(now.epoch - 1) * now.batches + now.batch, text=text)
 
 
+def _show(done: Evaluation) -> None:
+    console.print(_table(done))
+    console.print(f"run: {done.path}", highlight=False, soft_wrap=True, markup=False)
+
+
 def _table(done: Evaluation) -> Table:
     """What came out, beside the control."""
-    table = Table(caption=f"run: {done.path}", caption_justify="left", caption_style="", min_width=60)
-    table.add_column("per sample of the test split")
+    table = Table()
+    table.add_column("on the test split")
     table.add_column("this run", justify="right")
     if done.control is not None:
         table.add_column("unpruned control", justify="right")
-        table.add_column("this run / control", justify="right")
+        table.add_column("ratio", justify="right")
     for name, show, value in ROWS:
         results = [done.result] if done.control is None else [done.result, done.control]
         values = [value(result) for result in results]
@@ -212,10 +217,10 @@ ACCURACY = "test accuracy"
 ROWS: tuple[tuple[str, Callable[[float], str], Callable[[ResultLine], float | None]], ...] = (
     (ACCURACY, _percent, lambda r: r.test_accuracy),
     ("connectivity", _percent, lambda r: r.connectivity),
-    ("connectivity of convolutions", _percent, lambda r: r.connectivity_conv),
+    ("connectivity, convolutions", _percent, lambda r: r.connectivity_conv),
     ("parameters", _whole, lambda r: r.parameters),
-    ("MACs", _whole, lambda r: r.macs),
-    ("SOPs", _whole, lambda r: r.synops),
-    ("energy, estimate of compute (nJ)", lambda value: f"{value:,.1f}", lambda r: r.energy_pj / 1000),
-    ("seconds of training", lambda value: f"{value:.1f}", lambda r: r.seconds),
+    ("MACs per sample", _whole, lambda r: r.macs),
+    ("SOPs per sample", _whole, lambda r: r.synops),
+    ("energy per sample, nJ (estimate)", lambda value: f"{value:,.1f}", lambda r: r.energy_pj / 1000),
+    ("training (s)", lambda value: f"{value:.1f}", lambda r: r.seconds),
 )

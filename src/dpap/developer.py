@@ -516,41 +516,6 @@ class DPAP:
                 synapses[name].view(-1)[struck] = False
         return alive, synapses
 
-    def _report(
-        self,
-        taker: Taker,
-        notes: Notes,
-        survival: Mapping[str, Tensor],
-        use: Mapping[str, Tensor],
-        alive: Mapping[str, Tensor],
-    ) -> DevelopmentReport:
-        names = [g.name for g in self.graph.groups]
-        died: dict[str, list[int]] = {}
-        for owner, index in taker.units:
-            died.setdefault(names[owner], []).append(index)
-        isolated: dict[str, list[int]] = {}
-        for owner, index in taker.account.isolated:
-            isolated.setdefault(names[owner], []).append(index)
-        synapses: dict[str, int] = {}
-        for owner, _ in taker.synapses:
-            weight = taker.account.edges[owner].weight
-            synapses[weight] = synapses.get(weight, 0) + 1
-        return DevelopmentReport(
-            step=self.steps_taken,
-            progress=self.steps_taken / self.total_steps,
-            connectivity=taker.account.connectivity() / self._dense["connectivity"],
-            died_units=died,
-            isolated_units=isolated,
-            died_synapses=synapses,
-            capped=sorted(taker.bound),
-            skipped=sorted(taker.account.skipped),
-            warnings=notes.warnings,
-            at_threshold=notes.at_threshold,
-            use=dict(use),
-            survival=dict(survival),
-            alive=dict(alive),
-        )
-
     @torch.no_grad()
     def _commit(self, decision: _Decision) -> DevelopmentReport:
         self.survival, self.synapse_survival = decision.survival, decision.synapse_survival
@@ -576,9 +541,8 @@ class DPAP:
         """Rule `released`: rows and synapses are multiplied by the mask once; nothing keeps them from growing again."""
         for layer in self._layers:
             weight = self._parameters[layer.weight]
-            if layer.out_group in self.survival:
-                rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(weight.device)
-                weight[~rows] = 0
+            rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(weight.device)
+            weight[~rows] = 0
             if layer.weight in self.synapse_masks:
                 weight.masked_fill_(~self.synapse_masks[layer.weight], 0)
 

@@ -128,7 +128,7 @@ class Observer:
             self._seen[site] = self._reduced(site, tensor.detach())
             if site in self._reading:
                 x, axis = self._time_first(site, tensor.detach())
-                arriving = x * self._reading[site].to(x)
+                arriving = x * self._reading[site].to(x.device, torch.promote_types(x.dtype, torch.float32))
                 self._arrived[site] = arriving.sum([d for d in range(x.dim()) if d != axis], dtype=torch.float64)
 
     def _reduced(self, site: Site, x: Tensor) -> Tensor:

@@ -28,4 +28,6 @@ def test_minimal(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_header_states_the_measured_result(repository: Path) -> None:
     header = (repository / "examples" / "minimal.py").read_text().split('"""')[1]
-    assert re.search(r"Measured .*seeds.*: \d", header.replace("\n", " ")), "mean over seeds, seconds, hardware"
+    assert re.search(r"Measured with \d+ seeds .*: [\d.]+ ± [\d.]+ %.* seconds on ", header.replace("\n", " ")), (
+        "mean over seeds, seconds, hardware"
+    )

@@ -261,6 +261,12 @@ class TestState:
         assert (weight[~dev.alive["0"]] == 0).all() and (~dev.synapse_masks["0.weight"]).any()
         assert (weight[~dev.synapse_masks["0.weight"]] == 0).all()
 
+    def test_a_state_from_before_the_first_observation(self) -> None:
+        dev = make()
+        dev.load_state_dict(make().state_dict())
+        assert not dev._sums
+        train(dev, 100)
+
     def test_the_sliding_threshold_is_part_of_it(self) -> None:
         model = SpikingNet()
         optimizer = torch.optim.SGD(model.parameters(), 0.0)

@@ -285,6 +285,33 @@ def test_the_pool_cases_differ() -> None:
     assert len(counts) == len(POOLS) - 2  # two differ only in whether padding counts: other values, the same spikes
 
 
+def test_an_image_that_is_repeated_at_the_input_is_counted_at_every_step() -> None:
+    case = make_case("average", early=True)
+    expected = brute_force(case)
+    count = count_synops(case.net, case.graph, [case.images], case.alive, case.synapses)
+    assert count.samples == BATCH
+    assert count.sops_per_sample == pytest.approx(expected["conv2"] + expected["fc"] + expected["classifier"])
+    assert count.effective_macs_per_sample == pytest.approx(expected["macs"])
+
+
+def test_linear_layers_on_activity_with_its_time_axis() -> None:
+    """Input (T, B, I), never flattened: each layer sees the steps and the samples on axes of their own."""
+    net = nn.Sequential(nn.Linear(3, 4), IF(), nn.Linear(4, 2)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.uniform_(0.1, 0.9)
+    x = torch.rand(STEPS, 5, 3)
+    graph = find_groups(net, x)
+    assert [layer.pre.layout for layer in graph.layers if layer.pre is not None] == ["T,B", "T,B"]
+    alive = {"0": torch.tensor([True, False, True, True])}
+    spikes = net[1](net[0](x))[..., alive["0"]]
+    count = count_synops(net, graph, [x], alive)
+    assert 0 < spikes.sum() < spikes.numel()
+    assert count.samples == 5
+    assert count.sops_per_sample == pytest.approx(2 * float(spikes.detach().sum()) / 5)
+    assert count.effective_macs_per_sample == STEPS * 3 * 3
+
+
 def test_how_the_samples_are_batched_does_not_matter() -> None:
     case = make_case("average, padded")
     one = count_synops(case.net, case.graph, [(case.images, torch.zeros(BATCH))], case.alive, case.synapses)
