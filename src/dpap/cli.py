@@ -94,7 +94,11 @@ def recipes() -> None:
 
 def main() -> None:
     """Run the command line. A `DPAPError` becomes one paragraph on standard error and exit code 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=errors)])
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_time=False, show_path=False)],
+    )
     try:
         app()
     except DPAPError as error:
@@ -221,6 +225,6 @@ ROWS: tuple[tuple[str, Callable[[float], str], Callable[[ResultLine], float | No
     ("parameters", _whole, lambda r: r.parameters),
     ("MACs per sample", _whole, lambda r: r.macs),
     ("SOPs per sample", _whole, lambda r: r.synops),
-    ("energy per sample, nJ (estimate)", lambda value: f"{value:,.1f}", lambda r: r.energy_pj / 1000),
+    ("energy per sample (nJ, est.)", lambda value: f"{value:,.1f}", lambda r: r.energy_pj / 1000),
     ("training (s)", lambda value: f"{value:.1f}", lambda r: r.seconds),
 )
