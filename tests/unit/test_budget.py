@@ -189,12 +189,40 @@ def test_order_of_many_is_that_of_a_full_sort() -> None:
 def test_caps_defer_and_are_reported() -> None:
     graph = graph_of(nn.Sequential(nn.Linear(4, 40), nn.ReLU(), nn.Linear(40, 2)), 2, 4)
     taker = Taker(account=opened(graph), elapsed=0.01, capped=True)
-    taker.fallen(True, candidates([(0, [0.0] * 10 + [1.0] * 30)]))
+    taker.fallen_units(candidates([(0, [0.0] * 10 + [1.0] * 30)]))
     assert taker.units == [(0, 0), (0, 1), (0, 2), (0, 3)], "a tenth of 40"
     assert taker.bound == {"0"}
     free = Taker(account=opened(graph), elapsed=0.01, capped=False)
-    free.fallen(True, candidates([(0, [0.0] * 10 + [1.0] * 30)]))
+    free.fallen_units(candidates([(0, [0.0] * 10 + [1.0] * 30)]))
     assert len(free.units) == 10 and not free.bound
+
+
+@pytest.mark.parametrize("capped", [True, False])
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("goal", [None, ("connectivity", 0.4), ("connectivity", 0.02), ("sops", 0.3)])
+def test_many_at_once_is_one_by_one(capped: bool, seed: int, goal: tuple[str, float] | None) -> None:
+    """The same victims in the same order, near floors and isolation too."""
+    generator = np.random.default_rng(seed)
+    graph = graph_of(SpikingNet(2, (3, 6, 30)), 2, 1, 8, 8)
+    survival = [(e, generator.integers(0, 40, size)) for e, size in ((2, 30 * 24), (3, 5 * 30))]
+    found = candidates([(e, (s / 40).tolist()) for e, s in survival], level=0.9)
+    arrivals = [generator.integers(0, 5, n).astype(float) for n in (1, 3, 24, 30)]
+    outcomes = []
+    for one_by_one in (32, 10**9):
+        taker = Taker(account=opened(graph), elapsed=0.02, capped=capped)
+        taker.ONE_BY_ONE = one_by_one  # type: ignore[misc]
+        taker.account.arrivals = list(arrivals)
+        if goal is None:
+            taker.fallen_synapses(found)
+        else:
+            taker.synapses_until(found, goal[0], goal[1] * taker.account.count(goal[0]), keep=20)
+        assert_consistent(taker.account)
+        outcomes.append(taker)
+    fast, slow = outcomes
+    assert len(slow.synapses) > 20
+    assert set(fast.synapses) == set(slow.synapses)
+    assert fast.account.isolated == slow.account.isolated
+    assert fast.account.connectivity() == slow.account.connectivity()
 
 
 # through the whole object ---------------------------------------------------------------------------------------------
@@ -346,9 +374,9 @@ class TestTargets:
             owner = [n for n, p in enumerate(account.protected) if not p]
             taker = Taker(account=account, elapsed=1.0, capped=False)
             dense = account.count(metric)
-            taker.until(True, candidates([(o, [0.0] * len(account.alive[o])) for o in owner]), metric, 0)
+            taker.units_until(candidates([(o, [0.0] * len(account.alive[o])) for o in owner]), metric, 0)
             if metric == "connectivity":
-                taker.until(False, candidates([(e, [0.0] * account.edges[e].living.size) for e in (2, 3)]), metric, 0)
+                taker.synapses_until(candidates([(e, [0.0] * account.edges[e].living.size) for e in (2, 3)]), metric, 0)
             check_target({metric: account.count(metric) / dense}, opened(), {"unit", "synapse"})
 
 

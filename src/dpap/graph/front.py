@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -66,18 +66,6 @@ def _(x: Tensor, module: str, call: int) -> Tensor:
     return torch.empty_like(x)
 
 
-class _NeuronMarker(nn.Module):
-    def __init__(self, name: str, calls: dict[str, int]) -> None:
-        super().__init__()
-        self.name, self.calls = name, calls
-
-    def forward(self, x: Tensor) -> Tensor:
-        call = self.calls[self.name]
-        self.calls[self.name] += 1
-        spikes: Tensor = neuron(x, self.name, call)
-        return spikes
-
-
 def _marked_copy(model: nn.Module) -> nn.Module:
     """A copy in which leaf modules announce their calls and neurons are markers."""
     marked = copy.deepcopy(model).eval()
@@ -87,12 +75,21 @@ def _marked_copy(model: nn.Module) -> nn.Module:
         if inside_neuron and name.startswith(inside_neuron):
             continue
         if neuron_info(module) is not None and name:
-            parent, _, child = name.rpartition(".")
-            setattr(marked.get_submodule(parent), child, _NeuronMarker(name, calls))
+            # The forward of this one instance: a user's model may ask for its class.
+            module.forward = _marker(name, calls)
             inside_neuron += (name + ".",)
         elif name and not any(True for _ in module.children()):
             _announce(module, name, calls)
     return marked
+
+
+def _marker(name: str, calls: dict[str, int]) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        call = calls[name]
+        calls[name] += 1
+        return cast(Tensor, neuron(x, name, call))
+
+    return forward
 
 
 def _announce(module: nn.Module, name: str, calls: dict[str, int]) -> None:

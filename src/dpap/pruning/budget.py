@@ -250,6 +250,42 @@ class Account:
             self.outputs[group][feeding] -= 1
         return True
 
+    def living_synapses(self, owner: IntArray, index: IntArray) -> BoolArray:
+        """Which of these synapses live."""
+        living = np.zeros(len(owner), dtype=bool)
+        for o in np.unique(owner):
+            mine = owner == o
+            living[mine] = self.edges[int(o)].living.reshape(-1)[index[mine]]
+        return living
+
+    def kill_at_once(self, owner: IntArray, index: IntArray) -> bool:
+        """Take living synapses together, if no unit comes to its last input or loses its last output; else nothing.
+
+        Counts only fall, so what holds at the end held at every single death.
+        """
+        inputs, outputs = [c.copy() for c in self.inputs], [c.copy() for c in self.outputs]
+        plan = []
+        for o in np.unique(owner):
+            edge = self.edges[int(o)]
+            row, column = np.divmod(index[owner == o], edge.living.shape[1])
+            np.subtract.at(inputs[edge.out_group], edge.out_units[row], 1)
+            fed = column[edge.in_groups[column] >= 0]
+            for group in np.unique(edge.in_groups[fed]):
+                np.subtract.at(outputs[group], edge.in_units[fed[edge.in_groups[fed] == group]], 1)
+            plan.append((edge, row, column))
+        for old, new in zip(self.inputs, inputs, strict=True):
+            if ((new < 1) & (new != old)).any():
+                return False
+        for old, new, protected in zip(self.outputs, outputs, self.protected, strict=True):
+            if not protected and ((new < 1) & (new != old)).any():
+                return False
+        for edge, row, column in plan:
+            edge.living[row, column] = False
+            edge.row -= np.bincount(row, minlength=len(edge.row))
+            edge.col -= np.bincount(column, minlength=len(edge.col))
+        self.inputs, self.outputs = inputs, outputs
+        return True
+
     def strike(self, units: Sequence[tuple[int, int]], synapses: Sequence[tuple[int, int]], *, isolate: bool) -> None:
         """Take all at once, without floors; then, if asked, whoever is left without living inputs or outputs."""
         for owner, index in synapses:
@@ -334,7 +370,12 @@ class Candidates:
         )
 
     def in_order(self, chosen: BoolArray | None = None) -> Iterator[tuple[int, int]]:
-        """(owner, index), least survival first; ties by use, then owner, then index. Sorted as far as it is read."""
+        """(owner, index) from the least survival up; ties by use, then owner, then index."""
+        for owner, index in self.in_chunks(chosen):
+            yield from zip(owner.tolist(), index.tolist(), strict=True)
+
+    def in_chunks(self, chosen: BoolArray | None = None) -> Iterator[tuple[IntArray, IntArray]]:
+        """The same order in growing pieces, sorted as far as they are read."""
         left = np.arange(len(self.owner)) if chosen is None else np.flatnonzero(chosen)
         size = 4096
         while len(left):
@@ -344,7 +385,7 @@ class Candidates:
             else:
                 now, left = left, left[:0]
             order = np.lexsort((self.index[now], self.owner[now], self.use[now], self.survival[now]))
-            yield from zip(self.owner[now][order].tolist(), self.index[now][order].tolist(), strict=True)
+            yield self.owner[now][order], self.index[now][order]
             size *= 2
 
 
@@ -380,10 +421,15 @@ class Taker:
         (self.units if is_unit else self.synapses).append((owner, index))
         return True
 
-    def fallen(self, is_unit: bool, candidates: Candidates, at_least: tuple[str, float] | None = None) -> None:
-        """Emergent: everybody below the level."""
+    def fallen_units(self, candidates: Candidates, at_least: tuple[str, float] | None = None) -> None:
+        """Emergent: every unit below the level."""
         for owner, index in candidates.in_order(candidates.fallen):
-            self.take(is_unit, owner, index, at_least=at_least)
+            self.take(True, owner, index, at_least=at_least)
+
+    def fallen_synapses(self, candidates: Candidates) -> None:
+        """Emergent: every synapse below the level."""
+        for owner, index in candidates.in_chunks(candidates.fallen):
+            self._take_synapses(owner, index, [])
 
     def all_fallen(self, units: Candidates, synapses: Candidates, *, permanent: bool) -> None:
         """Rules without limits: everybody below the level dies at once, permanently with whom that isolates.
@@ -403,52 +449,110 @@ class Taker:
                 fix='the rule has no floor; use rule="dpap", or other constants.',
             )
 
-    def until(
-        self,
-        is_unit: bool,
-        candidates: Candidates,
-        metric: str,
-        most: float,
-        *,
-        keep: float = -1,
-        at_least: tuple[str, float] | None = None,
+    def units_until(
+        self, candidates: Candidates, metric: str, most: float, *, at_least: tuple[str, float] | None = None
     ) -> bool:
-        """By order, whatever the level, until the count is down to `most`; whether it got there.
+        """By order, whatever the level, until the count is down to `most`; whether it got there."""
+        left = self.account.count(metric)
+        for owner, index in candidates.in_order():
+            if left <= most:
+                break
+            if self.take(True, owner, index, at_least=at_least):
+                left = self.account.count(metric)
+        return left <= most
 
-        `keep`: stop as well when no more synapses than that are left in the weights that lose synapses.
+    def synapses_until(self, candidates: Candidates, metric: str, most: float, *, keep: float = -1) -> bool:
+        """Likewise. `keep`: stop as well when no more is left in the weights that lose synapses."""
+        goals = [_Goal(self.account, metric, most), _Goal(self.account, "synaptic", keep)]
+        for owner, index in candidates.in_chunks():
+            if any(goal.reached for goal in goals):
+                break
+            self._take_synapses(owner, index, goals)
+        return goals[0].reached
+
+    ONE_BY_ONE = 32
+    """Pieces of at most this size are taken synapse by synapse."""
+
+    def _take_synapses(self, owner: IntArray, index: IntArray, goals: list[_Goal]) -> None:
+        """In order, and with the outcome of one by one: at once where neither a floor nor an isolation is near.
+
+        A piece that holds a row's last inputs or a unit's last outputs is halved until those are left to single deaths.
         """
         account = self.account
-        counter, own = _Countdown(account, metric), _Countdown(account, "synaptic")
-        for owner, index in candidates.in_order():
-            if counter.value <= most or own.value <= keep:
-                break
-            if self.take(is_unit, owner, index, at_least=at_least):
-                counter.after(is_unit, owner, index)
-                own.after(is_unit, owner, index)
-        return counter.value <= most
+        if len(owner) <= self.ONE_BY_ONE:
+            for o, i in zip(owner.tolist(), index.tolist(), strict=True):
+                if any(goal.reached for goal in goals):
+                    return
+                if self.take(False, o, i):
+                    for goal in goals:
+                        goal.spent(np.array([o]), np.array([i]))
+            return
+        chosen = account.living_synapses(owner, index)
+        allowed = self._within_caps(owner[chosen], index[chosen])
+        now_owner, now_index = owner[chosen][allowed], index[chosen][allowed]
+        enough = min([goal.enough(now_owner, now_index) for goal in goals], default=len(now_owner))
+        now_owner, now_index = now_owner[:enough], now_index[:enough]
+        if account.kill_at_once(now_owner, now_index):
+            for o, n in zip(*np.unique(now_owner, return_counts=True), strict=True):
+                self._taken[False][int(o)] += int(n)
+            self.synapses += zip(now_owner.tolist(), now_index.tolist(), strict=True)
+            for goal in goals:
+                goal.spent(now_owner, now_index)
+            if not any(goal.reached for goal in goals):
+                deferred = np.unique(owner[chosen][~allowed])
+                self.bound |= {account.edges[int(o)].weight for o in deferred}
+            return
+        half = len(owner) // 2
+        for part in (slice(None, half), slice(half, None)):
+            if not any(goal.reached for goal in goals):
+                self._take_synapses(owner[part], index[part], goals)
+
+    def _within_caps(self, owner: IntArray, index: IntArray) -> BoolArray:
+        """Who may die if everybody before them does."""
+        allowed = np.ones(len(owner), dtype=bool)
+        if self.capped:
+            for o in np.unique(owner):
+                mine = np.flatnonzero(owner == o)
+                allowed[mine[max(0, self._caps[False][int(o)] - self._taken[False][int(o)]) :]] = False
+        return allowed
 
 
-@dataclass
-class _Countdown:
-    """A count that is cheap to keep while single synapses die, and taken anew whenever a unit did."""
+class _Goal:
+    """A count on its way down: cheap to keep while single synapses die, taken anew whenever a unit did."""
 
-    account: Account
-    metric: str
-    value: float = 0.0
-    _isolated: int = 0
+    def __init__(self, account: Account, metric: str, most: float) -> None:
+        self.account, self.metric, self.most = account, metric, most
+        self._recount()
 
-    def __post_init__(self) -> None:
-        self.value, self._isolated = self.account.count(self.metric), len(self.account.isolated)
+    def _recount(self) -> None:
+        self.left, self._isolated = self.account.count(self.metric), len(self.account.isolated)
 
-    def after(self, is_unit: bool, owner: int, index: int) -> None:
-        if is_unit or len(self.account.isolated) != self._isolated:
-            self.__post_init__()
-        elif self.metric in ("connectivity", "synaptic"):
-            self.value -= self.account.edges[owner].kernel
-        elif self.metric == "sops":
-            arrivals = self.account.arrivals[owner]
-            if arrivals is not None:
-                self.value -= float(arrivals[index % len(arrivals)])
+    @property
+    def reached(self) -> bool:
+        return self.left <= self.most
+
+    def _worth(self, owner: IntArray, index: IntArray) -> FloatArray:
+        """What each synapse counts."""
+        worth = np.zeros(len(owner))
+        for o in np.unique(owner):
+            mine, edge = owner == o, self.account.edges[int(o)]
+            if self.metric == "sops":
+                arrivals = self.account.arrivals[int(o)]
+                worth[mine] = 0 if arrivals is None else arrivals[index[mine] % len(edge.col)]
+            else:
+                worth[mine] = edge.kernel
+        return worth
+
+    def enough(self, owner: IntArray, index: IntArray) -> int:
+        """How many of them, in order, bring the count down; all of them if they do not."""
+        left = self.left - np.cumsum(self._worth(owner, index))
+        return int(np.argmax(left <= self.most)) + 1 if (left <= self.most).any() else len(owner)
+
+    def spent(self, owner: IntArray, index: IntArray) -> None:
+        if len(self.account.isolated) != self._isolated:
+            self._recount()
+        else:
+            self.left -= float(self._worth(owner, index).sum())
 
 
 Target = Mapping[str, float]
@@ -466,23 +570,23 @@ def choose(
     most = {metric: scheduled_share(q, share) * reference[metric] for metric, share in target.items()}
     structural = [m for m in ("macs", "parameters") if m in most]
     for metric in structural:
-        taker.until(True, units, metric, most[metric])
+        taker.units_until(units, metric, most[metric])
     if "sops" in most:
         _pay_operations(taker, units, synapses, most["sops"])
     if "connectivity" in most:
         limit = ("connectivity", most["connectivity"])
         if not structural:
-            taker.fallen(True, units, at_least=limit)
+            taker.fallen_units(units, at_least=limit)
         keep = LEAST_SHARE * scheduled_share(q, target["connectivity"]) * reference["synaptic"]
-        reached = taker.until(False, synapses, *limit, keep=keep)
+        reached = taker.synapses_until(synapses, *limit, keep=keep)
         if not reached and not taker.bound & taker.account.prunable:
-            reached = not structural and taker.until(True, units, *limit)
+            reached = not structural and taker.units_until(units, *limit)
             if not reached:
-                taker.until(False, synapses, *limit)
+                taker.synapses_until(synapses, *limit)
     if not most:
-        taker.fallen(True, units)
+        taker.fallen_units(units)
     if "connectivity" not in most and "sops" not in most:
-        taker.fallen(False, synapses)
+        taker.fallen_synapses(synapses)
 
 
 def missed(account: Account, target: Target, reference: Mapping[str, float]) -> dict[str, float]:
@@ -494,7 +598,7 @@ def missed(account: Account, target: Target, reference: Mapping[str, float]) -> 
 def _pay_operations(taker: Taker, units: Candidates, synapses: Candidates, most: float) -> None:
     """Units first, but none that would miss the target by more than 2 % where synapses can easily make up the rest."""
     account = taker.account
-    if taker.until(True, units, "sops", most, at_least=("sops", 0.98 * most)) or taker.bound:
+    if taker.units_until(units, "sops", most, at_least=("sops", 0.98 * most)) or taker.bound:
         return
     payable = sum(
         float(a @ e.col)
@@ -502,8 +606,8 @@ def _pay_operations(taker: Taker, units: Candidates, synapses: Candidates, most:
         if a is not None and e.weight in account.prunable
     )
     if account.sops() - most > (1 - LEAST_SHARE) * payable:
-        taker.until(True, units, "sops", most)
-    taker.until(False, synapses, "sops", most)
+        taker.units_until(units, "sops", most)
+    taker.synapses_until(synapses, "sops", most)
 
 
 def check_target(target: Mapping[str, Any] | None, account: Account, kinds: set[str]) -> dict[str, float]:

@@ -33,11 +33,9 @@ def compacted(model: nn.Module, graph: Graph, alive: Alive) -> nn.Module:
     return small
 
 
-class _Analogue(nn.Module):
-    """Stands for a neuron in the trial cut: a spiking network just made may be silent, and silence proves nothing."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x) + 0.1 * x
+def _analogue(x: Tensor) -> Tensor:
+    """Stands for a neuron in the trial cut: a new spiking network may be silent, and silence proves nothing."""
+    return torch.tanh(x) + 0.1 * x
 
 
 def trial_cut(model: nn.Module, graph: Graph, example_input: Any, forward: Forward | None = None) -> None:
@@ -128,10 +126,9 @@ def _write_zeros(model: nn.Module, graph: Graph, alive: Alive) -> None:
 
 
 def _without_neurons(model: nn.Module) -> None:
-    for name, module in list(model.named_modules()):
-        if name and neuron_info(module) is not None:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _Analogue())
+    for module in model.modules():
+        if neuron_info(module) is not None:
+            module.forward = _analogue
 
 
 def _two_samples(graph: Graph, example: Any) -> Any:
