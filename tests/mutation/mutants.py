@@ -114,6 +114,7 @@ def survives(mutant: Mutant) -> bool:
 
     Raises:
         ValueError: The line to break is not there exactly once.
+        RuntimeError: The tests did not run to a verdict.
     """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
@@ -127,7 +128,10 @@ def survives(mutant: Mutant) -> bool:
         path.write_text(text.replace(mutant.old, mutant.new))
         command = [sys.executable, "-m", "pytest", "-xq", "--tb=no", "-p", "no:cacheprovider", *TESTS]
         environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
-        return subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode == 0
+        code = subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode
+        if code not in (0, 1):  # 1: some test failed; all else says nothing about the tests
+            raise RuntimeError(f"pytest ended with {code}")
+        return code == 0
 
 
 def main(pattern: str = "") -> int:
