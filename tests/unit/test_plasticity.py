@@ -17,7 +17,7 @@ from dpap.plasticity import (
     spike_trace,
     stdp_update,
 )
-from dpap.survival import min_max, percentile_scale, relative, synapse_cap, unit_cap, unit_floor
+from dpap.survival import bonus, min_max, percentile_scale, relative, synapse_cap, unit_cap, unit_floor
 
 
 @given(st.integers(1, 9), st.sampled_from([0.1, 0.5, 0.9]))
@@ -115,6 +115,12 @@ class TestScaling:
     def test_relative_without_information(self) -> None:
         alive = torch.tensor([[True, True, False], [True, False, False]])
         assert relative(torch.zeros(2, 3), alive).tolist() == [[1.5, 1.5, 0.0], [3.0, 0.0, 0.0]]
+
+
+def test_the_bonus_begins_at_zero_as_printed_and_above_it_as_released() -> None:
+    delta, alive = torch.tensor([-1.0, 0.0, 1.0]), torch.ones(3, dtype=torch.bool)
+    assert bonus(5.0, at_zero=True)(delta, alive).tolist() == [-1.0, 5.0, 6.0]
+    assert bonus(5.0, at_zero=False)(delta, alive).tolist() == [-1.0, 0.0, 6.0]
 
 
 def test_counts_are_whole_in_spite_of_binary_fractions() -> None:
