@@ -204,6 +204,22 @@ def test_an_infinite_gradient_of_a_dead_weight_is_zero() -> None:
     assert model.conv1.weight.grad[0].isinf().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_that_changes_its_type(dtype: torch.dtype) -> None:
+    model = ConvNet()
+    optimizer = OPTIMIZERS["sgd momentum"](model.parameters())
+    dev = make(model, optimizer)
+    train(model, optimizer, dev, steps=DEATH_STEP)
+    model.to(dtype)
+    with torch.no_grad():
+        model.conv1.weight.fill_(torch.nan)
+    model(torch.randn(2, 2, 6, 6, dtype=dtype))
+    dead = torch.zeros(8, dtype=torch.bool)
+    dead[DEAD["conv1"]] = True
+    assert (model.conv1.weight[dead] == 0).all()
+    assert model.conv1.weight[~dead].isnan().all()
+
+
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_ema(wrapped: bool) -> None:
     model = ConvNet()
