@@ -17,7 +17,7 @@ from dpap.plasticity import (
     spike_trace,
     stdp_update,
 )
-from dpap.survival import bonus, min_max, percentile_scale, relative, synapse_cap, unit_cap, unit_floor
+from dpap.survival import below, bonus, min_max, percentile_scale, relative, synapse_cap, unit_cap, unit_floor
 
 
 @given(st.integers(1, 9), st.sampled_from([0.1, 0.5, 0.9]))
@@ -121,6 +121,13 @@ def test_the_bonus_begins_at_zero_as_printed_and_above_it_as_released() -> None:
     delta, alive = torch.tensor([-1.0, 0.0, 1.0]), torch.ones(3, dtype=torch.bool)
     assert bonus(5.0, at_zero=True)(delta, alive).tolist() == [-1.0, 5.0, 6.0]
     assert bonus(5.0, at_zero=False)(delta, alive).tolist() == [-1.0, 0.0, 6.0]
+
+
+def test_nobody_dies_at_the_level_or_of_rounding() -> None:
+    survival = 0.5 * torch.tensor([1.0, 1 - 5e-7, 1 - 2e-6, 0.0], dtype=torch.float64)
+    alive = torch.tensor([True, True, True, False])
+    assert below(survival, alive, 0.5, 1e-6).tolist() == [False, False, True, False]
+    assert below(torch.tensor([0.0, -1e-12]), alive[:2], 0.0, 0.0).tolist() == [False, True]
 
 
 def test_counts_are_whole_in_spite_of_binary_fractions() -> None:
