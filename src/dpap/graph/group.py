@@ -103,7 +103,7 @@ class Layer:
     (1 for spikes, the window's size after an average pool). Linear: (I,). Known from the graph, never from values."""
     fanout: FloatArray
     """(*space,) of the input: how many (kernel position, output position) pairs read each input position; borders
-    exact. Linear: shape (), value `positions`."""
+    exact. Linear: shape (), value 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

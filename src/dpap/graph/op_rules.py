@@ -140,7 +140,7 @@ def _linear(walk: Walk, node: Any, x: Value, weight: Value, bias: Value | None =
     out = plain(out_shape(node))
     out.marks[:-1] = x.marks[:-1]
     _other_axes(walk, x, axis)
-    return _layer(walk, x, weight, bias, out, "linear", axis, axis, kernel=1, fanout=np.float64(1.0))
+    return _layer(walk, x, weight, bias, out, "linear", axis, axis, kernel=1, fanout=np.ones(()))
 
 
 @op_rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")

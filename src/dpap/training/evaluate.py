@@ -13,7 +13,7 @@ from dpap.errors import DPAPError
 from dpap.graph.front import find_groups
 from dpap.graph.group import Graph
 from dpap.io import kept_units, load
-from dpap.metrics import accuracy, count_macs, count_parameters, count_synapses, measure
+from dpap.metrics import accuracy, count_macs, count_parameters, count_synapses, measure, stored_synapses
 from dpap.models import build, built_from
 from dpap.report.history import ResultLine
 from dpap.training.checkpoint import RunFolder
@@ -85,7 +85,7 @@ def evaluate_saved(folder: Path, data: Dataset, *, device: str = "cpu", seconds:
     graph = find_groups(model, test.images[:2])
     dense, dense_graph = _dense(model, test.images[:2])
     alive = _alive(folder, graph)
-    synapses = _synapses(model, graph)
+    synapses = stored_synapses(model, graph)
     found = measure(model, graph, test.batches(BATCH), alive, synapses)
     assert found.accuracy is not None, "the test split has labels"
     conv = count_synapses(dense_graph, kind="conv")
@@ -123,8 +123,3 @@ def _alive(folder: Path, graph: Graph) -> dict[str, Tensor]:
             alive[name] = torch.zeros(units, dtype=torch.bool)
             alive[name][kept] = True
     return alive
-
-
-def _synapses(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    return {layer.weight: parameters[layer.weight] != 0 for layer in graph.layers if layer.kind == "linear"}
