@@ -362,7 +362,7 @@ class DPAP:
             self.rule.tolerance,
         )
         synapses = Candidates.of(
-            [(edges[w], synapse_survival[w], synapse_use[w], self._candidate_synapses(w)) for w in synapse_use],
+            [(edges[w], synapse_survival[w], synapse_use[w], self.synapse_masks[w]) for w in synapse_use],
             self.rule.level("synapse", clock),
             self.rule.tolerance,
         )
@@ -430,11 +430,9 @@ class DPAP:
         return torch.stack(uses).mean(0), growth
 
     def _living_synapses(self, layer: Layer) -> Tensor:
+        """(O, I): who enters the statistics; a permanent rule's masks leave out what dead units make or read."""
         mask = self.synapse_masks[layer.weight]
-        if not self.rule.permanent:
-            return torch.ones_like(mask)
-        rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(mask.device)
-        return mask & rows[:, None] & self._living_inputs(layer).to(mask.device)
+        return mask if self.rule.permanent else torch.ones_like(mask)
 
     def _score(self, layer: Layer, kind: Kind, alive: Tensor) -> Tensor:
         sums = self._sums.get((layer.weight, layer.call))
@@ -477,11 +475,6 @@ class DPAP:
             {name: s.cpu().numpy() for name, s in self.synapse_masks.items()},
             floors=self.rule.windowed,
         )
-
-    def _candidate_synapses(self, weight: str) -> Tensor:
-        """(O, I): who may die; without permanence also what a dead unit makes or reads."""
-        layer = next(layer for layer in self._synaptic if layer.weight == weight)
-        return self._living_synapses(layer) if self.rule.permanent else self.synapse_masks[weight]
 
     def _choose(self, taker: Taker, units: Candidates, synapses: Candidates, clock: Clock) -> None:
         """Within floors, caps and the target."""

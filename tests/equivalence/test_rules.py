@@ -14,9 +14,10 @@ from oracles.hand_worked import HAND_WORKED
 from oracles.records import Record, make_record
 from replay import replay
 
-from dpap import DPAP, DPAPError
+from dpap import DPAP, DPAPError, Stats
 from dpap.plasticity import SlidingSums, WindowSums
 from dpap.rules import paper as paper_rule
+from dpap.rules import released as released_rule
 
 HIDDEN = ("conv1", "conv2", "fc")
 
@@ -97,6 +98,21 @@ class TestReleased:
         assert (model.conv2.weight[dead] != 0).all()
         with pytest.raises(DPAPError, match="does not make a smaller network"):
             dev.compact()
+
+    def test_the_spine_is_a_product_of_two_scaled_sums(self) -> None:
+        """Not the scaled product, which is the same only where both sums have a silent unit at the bottom."""
+        stats = Stats(
+            layer="a",
+            kind="unit",
+            seed=0,
+            weight=torch.ones(3, 2),
+            alive=torch.ones(3, dtype=torch.bool),
+            samples=4,
+            y=torch.tensor([1.0, 3.0, 2.0]),
+            theta=torch.zeros(3),
+            bcm_rows=torch.tensor([-1.0, 2.0, 5.0]),
+        )
+        assert released_rule().score(stats).tolist() == [0.0, 0.5, 0.5]
 
     def test_another_batch_size_is_refused(self) -> None:
         record = make_record(epochs=1, batches=2)

@@ -96,9 +96,7 @@ MUTANTS = (
     Mutant(D, "        if clock.epoch >= self.rule.first_epoch:\n", "        if True:\n"),
     Mutant(D, "return torch.where(alive, new, survival) if self.rule.permanent else new", "return new"),
     Mutant(D, "        elif clock.q > 0:\n", "        elif clock.q >= 0.5:\n"),
-    Mutant(
-        D, "return mask & rows[:, None] & self._living_inputs(layer).to(mask.device)", "return mask & rows[:, None]"
-    ),
+    Mutant(D, "return mask if self.rule.permanent else torch.ones_like(mask)", "return mask"),
     Mutant(D, "living[mine] = self.alive[name][torch.from_numpy(layer.in_unit)[mine]]", "pass"),
     Mutant(C, "<= progress < self.stop - ROUNDING", "<= progress"),
     Mutant(D, "weight[~rows] = 0", "pass"),
