@@ -304,6 +304,18 @@ class TestState:
         assert str(dev.state_dict()) == before
 
 
+def test_compact_masks_first() -> None:
+    """Weights written since the last forward pass do not bring dead synapses into the small network."""
+    dev = make(target={"connectivity": 0.3})
+    train(dev, 60)
+    weights = [p for p in dev.model.parameters() if p.dim() == 2]
+    for parameter in dev.model.parameters():
+        parameter.data.fill_(1.0)
+    small = dev.compact()
+    living = sum(int(p.sum()) for p in small.parameters() if p.dim() == 2)
+    assert living == round(dev.connectivity() * sum(p.numel() for p in weights))
+
+
 class TestLearningRate:
     def run(self, schedule: Any, caplog: pytest.LogCaptureFixture) -> str:
         dev = make()
