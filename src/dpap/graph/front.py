@@ -234,8 +234,6 @@ class Walk:
     time_marks: dict[str, int] = field(default_factory=dict)
     folds: list[tuple[IntArray, str]] = field(default_factory=list)
     """Units that a reshape folded into another axis, and the line of the model where it did."""
-    passed: list[str] = field(default_factory=list)
-    """Operators without a rule that `unknown="protect"` let pass."""
     _parent: list[int] = field(default_factory=list)
     _entries: list[tuple[IntArray, str, int, bool, bool]] = field(default_factory=list)
     _protected: dict[int, str] = field(default_factory=dict)

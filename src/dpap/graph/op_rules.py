@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpap.errors import DPAPError
-from dpap.graph.front import Value, Walk, _LayerCall, _NeuronCall, _Seen, is_activation, model_line, plain
+from dpap.graph.front import Value, Walk, _LayerCall, _NeuronCall, _Seen, feature_axis, is_activation, model_line, plain
 from dpap.graph.group import FloatArray, IntArray
 
 Rule = Callable[..., Any]
@@ -65,8 +65,6 @@ def _without_rule(walk: Walk, node: Any, leaves: Sequence[Any]) -> Any:
             fix=f'write one with @dpap.graph.op_rules.op_rule("{node.target}"), or pass unknown="protect" to keep '
             "every unit that touches it.",
         )
-    if tracked:
-        walk.passed.append(str(node.target))
     for value in tracked:
         walk.protect_value(value, f"touched by {node.target}, which has no rule")
     return torch.utils._pytree.tree_map(lambda t: plain(t.shape) if isinstance(t, Tensor) else t, node.meta.get("val"))
@@ -98,7 +96,7 @@ def _mark(walk: Walk, node: Any, x: Value, module: str, call: int, side: str) ->
     if side == "input":
         out.entered = (module, call)
     elif is_activation(walk.modules[module]):
-        axis = _units_axis(out)
+        axis = feature_axis(out)
         if axis is not None:
             walk.activated(out, _Seen(module, call, "output", out, axis))
     return out
@@ -124,11 +122,6 @@ def _neuron(walk: Walk, node: Any, x: Value, module: str, call: int) -> Value:
         walk.activated(out, _Seen(module, call, "output", out, 2))
     walk.neurons.append(_NeuronCall(module, call, out))
     return out
-
-
-def _units_axis(x: Value) -> int | None:
-    axes = [a for a, u in enumerate(x.units) if u is not None]
-    return axes[0] if len(axes) == 1 else None
 
 
 # layers -------------------------------------------------------------------------------------------------------------
