@@ -8,7 +8,8 @@ from importlib.resources import files
 import pytest
 import torch
 
-from dpap.data import DATASETS, Dataset, DataSpec, Split, load_dataset, random_shift
+from dpap.data import DATASETS, Dataset, DataSpec, Split, load_dataset
+from dpap.data.spec import chosen_share, unit_range
 from dpap.errors import DPAPError
 from dpap.training.randomness import derived_seed, generator, seed_global
 
@@ -59,13 +60,8 @@ def test_training_with_and_without_the_validation_split() -> None:
     assert torch.equal(both.images[1078:], data.validation.images)
 
 
-def test_every_named_data_set_fits_its_spec() -> None:
-    assert DATASETS
-    for name in DATASETS:
-        data = load_dataset(name)
-        assert data.spec.name == name
-        assert data.spec.credit
-        assert int(data.train.labels.max()) == len(data.spec.classes) - 1
+def test_there_is_a_data_set_for_every_use() -> None:
+    assert {"digits", "mnist"} <= DATASETS.keys()
 
 
 def test_unknown_data_set_names_the_nearest() -> None:
@@ -117,14 +113,47 @@ def test_full_batches_only() -> None:
     assert part.batch_count(11, full_only=True) == 0
 
 
-def test_shift_moves_whole_images_and_fills_with_zeros() -> None:
-    images = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3).repeat(64, 1, 1, 1)
-    moved = random_shift(images, 1, generator(0, "augment"))
-    padded = torch.nn.functional.pad(images[:1], (1, 1, 1, 1))[0, 0]
-    allowed = {tuple(padded[y : y + 3, x : x + 3].flatten().tolist()) for y in range(3) for x in range(3)}
-    seen = {tuple(image.flatten().tolist()) for image in moved}
-    assert seen == allowed  # 64 images: all nine shifts occur, and nothing else
-    assert random_shift(images, 0, generator(0, "augment")) is images
+def test_bytes_become_numbers_from_0_to_1_and_numbers_stay() -> None:
+    assert unit_range(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0.0, 0.2, 1.0])
+    images = torch.rand(2, 1, 4, 4, dtype=torch.float64) * 3 - 1
+    assert unit_range(images) is images
+
+
+def test_a_network_sees_pixels_less_the_mean_in_standard_deviations() -> None:
+    spec = DataSpec(name="colour", shape=(2, 1, 2), classes=("a",), credit="none", mean=(0.5, 0.25), std=(0.5, 0.125))
+    images = torch.tensor([[[[0.0, 1.0]], [[0.25, 0.5]]]])
+    assert spec.normalized(images).tolist() == [[[[-1.0, 1.0]], [[0.0, 2.0]]]]
+    stored = torch.tensor([[[[0, 255]], [[51, 255]]]], dtype=torch.uint8)
+    torch.testing.assert_close(spec.prepared(stored), torch.tensor([[[[-1.0, 1.0]], [[-0.4, 6.0]]]]))
+    assert SPEC.normalized(images) is images, "without a mean the pixels are as they are"
+
+
+def test_bytes_are_a_data_set_and_stay_bytes_until_they_are_seen() -> None:
+    images = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
+    part = Split(images=images, labels=torch.tensor([0, 1, 2]))
+    data = Dataset(spec=SPEC, train=part, validation=part, test=part)
+    assert data.training(hold_out=False).images.dtype == torch.uint8
+    ((seen, labels),) = data.batches(data.test, 8)
+    assert torch.equal(seen, images.float() / 255)
+    assert labels.tolist() == [0, 1, 2]
+    assert [len(labels) for _, labels in data.batches(data.test, 2)] == [2, 1]
+
+
+def test_a_part_keeps_the_order() -> None:
+    whole = split([2, 0, 1])
+    part = whole.part(torch.tensor([True, False, True]))
+    assert part.labels.tolist() == [2, 1]
+    assert torch.equal(part.images, whole.images[[0, 2]])
+
+
+def test_a_share_is_the_same_of_each_class_and_spread_over_the_stored_order() -> None:
+    labels = torch.tensor([0, 1] * 50 + [2] * 20)
+    chosen = chosen_share(labels, 0.1)
+    assert labels[chosen].bincount().tolist() == [5, 5, 2]
+    assert chosen.nonzero().flatten().tolist() == [18, 19, 38, 39, 58, 59, 78, 79, 98, 99, 109, 119]
+    assert torch.equal(chosen, chosen_share(labels, 0.1)), "it is not drawn"
+    assert not chosen_share(labels, 0.0).any()
+    assert chosen_share(labels, 1.0).all()
 
 
 def test_randomness_depends_on_position_and_purpose_alone() -> None:

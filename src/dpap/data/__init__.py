@@ -3,24 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 
+from dpap.data.arrays import from_torch, load_npz
+from dpap.data.cifar import load_cifar
 from dpap.data.digits import load_digits
-from dpap.data.spec import Dataset, DataSpec, Split, random_shift
-from dpap.errors import unknown_name
+from dpap.data.folders import load_images
+from dpap.data.idx import load_idx
+from dpap.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, SOURCES
+from dpap.data.spec import Dataset, DataSpec, Split
+from dpap.data.store import FileStatus, SetStatus, fetch, status, verify
+from dpap.data.web import Progress
+from dpap.errors import DPAPError, unknown_name
 
-DATASETS: Mapping[str, Callable[[], Dataset]] = MappingProxyType({"digits": load_digits})
+DATASETS: Mapping[str, Callable[..., Dataset]] = MappingProxyType(
+    {
+        "digits": load_digits,
+        "mnist": partial(load_idx, MNIST),
+        "fashion-mnist": partial(load_idx, FASHION_MNIST),
+        "cifar10": partial(load_cifar, CIFAR10),
+        "cifar100": partial(load_cifar, CIFAR100),
+        "images": load_images,
+        "npz": load_npz,
+    }
+)
+NEED_PATH = frozenset({"images", "npz"})
+"""One's own data: the function takes the path."""
 
 
-def load_dataset(name: str) -> Dataset:
-    """The data set of that name.
+def load_dataset(name: str, path: str | Path | None = None) -> Dataset:
+    """The data set of that name, in memory. A published one that is not here is downloaded, which a log line says.
+
+    Args:
+        name: One of `DATASETS`.
+        path: The folder of "images", the file of "npz". The other sets take none: they are looked for in the folder
+            named by the environment variable DPAP_DATA, then in `dpap` in the user's data folder.
 
     Raises:
-        DPAPError: no such name (the nearest are shown), or the data are not as they should be.
+        DPAPError: no such name (the nearest are shown), a path too many or too few, or the data are not as they should
+            be, or not here and not to be had.
     """
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
+    if name in NEED_PATH:
+        if path is None:
+            raise DPAPError(f"Data set {name!r} needs a path.", where="data.path", fix="name its folder or file")
+        return DATASETS[name](path)
+    if path is not None:
+        raise DPAPError(
+            f"Data set {name!r} takes no path.", where="data.path", fix="name the folder that has it with DPAP_DATA"
+        )
     return DATASETS[name]()
 
 
-__all__ = ["DATASETS", "DataSpec", "Dataset", "Split", "load_dataset", "random_shift"]
+__all__ = [
+    "DATASETS",
+    "NEED_PATH",
+    "SOURCES",
+    "DataSpec",
+    "Dataset",
+    "FileStatus",
+    "Progress",
+    "SetStatus",
+    "Split",
+    "fetch",
+    "from_torch",
+    "load_dataset",
+    "load_images",
+    "load_npz",
+    "status",
+    "verify",
+]

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 
 from dpap.errors import DPAPError
 
@@ -24,6 +23,20 @@ class DataSpec:
     """Names of the classes; label k is `classes[k]`."""
     credit: str
     """Who made the data and under which licence it is used."""
+    mean: tuple[float, ...] = ()
+    """Of each channel, pixels in [0, 1]. A network sees (pixel - mean) / std; without them, the pixel itself."""
+    std: tuple[float, ...] = ()
+
+    def normalized(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Images in [0, 1] as a network sees them."""
+        if not self.mean:
+            return images
+        mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (images - mean) / std
+
+    def prepared(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Images as they are stored in a split, as a network sees them."""
+        return self.normalized(unit_range(images))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,23 +44,24 @@ class Split:
     """Images and their labels.
 
     Attributes:
-        images: (N, C, H, W), in the range the data set documents.
+        images: (N, C, H, W), bytes or floating-point numbers (in [0, 1] where the data are pictures).
         labels: (N,), whole numbers from 0.
     """
 
-    images: Float[Tensor, "N C H W"]
+    images: Shaped[Tensor, "N C H W"]
     labels: Int[Tensor, " N"]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Split:
+        """The same samples on a device."""
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
     def batches(
         self, batch_size: int, *, generator: torch.Generator | None = None, full_only: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, H, W) and labels (B,), in an order drawn from `generator`; in stored order without one.
+        """Images (B, C, H, W) as stored and labels (B,), in an order drawn from `generator`; else in stored order.
 
         Args:
             batch_size: B. The last batch holds what is left.
@@ -61,6 +75,10 @@ class Split:
         for start in range(0, stop, batch_size):
             rows = order[start : start + batch_size]
             yield self.images[rows], self.labels[rows]
+
+    def part(self, chosen: Bool[Tensor, " N"]) -> Split:
+        """The chosen samples, in their order."""
+        return Split(images=self.images[chosen], labels=self.labels[chosen])
 
     def batch_count(self, batch_size: int, *, full_only: bool = False) -> int:
         """How many batches `batches` yields."""
@@ -98,6 +116,31 @@ class Dataset:
             labels=torch.cat([self.train.labels, self.validation.labels]),
         )
 
+    def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """A split in stored order, as a network sees it."""
+        for images, labels in split.batches(batch_size):
+            yield self.spec.prepared(images), labels
+
+
+def unit_range(images: Shaped[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    """Bytes become numbers in [0, 1]; floating-point images stay as they are."""
+    return images if images.is_floating_point() else images.to(torch.get_default_dtype()) / 255
+
+
+def chosen_share(labels: Int[Tensor, " N"], share: float) -> Bool[Tensor, " N"]:
+    """A fixed part of a data set, stratified: of each class the same share, evenly spread over the stored order.
+
+    >>> chosen_share(tensor([0, 1, 0, 1, 0, 0]), 0.5).tolist()
+    [False, False, True, True, False, True]
+    """
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label in range(int(labels.max()) + 1):
+        rows = (labels == label).nonzero().flatten()
+        count = round(share * len(rows))
+        if count:  # the last of each of `count` equal stretches
+            chosen[rows[(torch.arange(1, count + 1) * len(rows)) // count - 1]] = True
+    return chosen
+
 
 def _check_split(spec: DataSpec, name: str, split: Split) -> None:
     where = f"the {name} split of data set {spec.name!r}"
@@ -119,19 +162,8 @@ def _check_split(spec: DataSpec, name: str, split: Split) -> None:
             where=f"row {row} of {where}",
             fix="number the classes from 0, or name every class in the DataSpec",
         )
+    if not split.images.is_floating_point():
+        return
     broken = (~split.images.isfinite().flatten(1).all(1)).nonzero()
     if len(broken):
         raise DPAPError("An image holds NaN or inf.", where=f"row {int(broken[0])} of {where}", fix="clean the images")
-
-
-def random_shift(images: Float[Tensor, "B C H W"], most: int, generator: torch.Generator) -> Float[Tensor, "B C H W"]:
-    """Each image moved by its own whole number of pixels, -`most` to `most` along each axis; zeros come in."""
-    if most == 0:
-        return images
-    height, width = images.shape[2:]
-    offsets = torch.randint(0, 2 * most + 1, (2, len(images), 1), generator=generator).to(images.device)
-    rows = torch.arange(height, device=images.device) + offsets[0]
-    columns = torch.arange(width, device=images.device) + offsets[1]
-    samples = torch.arange(len(images), device=images.device)[:, None, None]
-    padded = F.pad(images, (most, most, most, most)).permute(0, 2, 3, 1)
-    return padded[samples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
