@@ -16,6 +16,7 @@ from dpap import DPAP, DPAPError, find_groups
 from dpap.graph.front import Value
 from dpap.graph.group import Graph, TensorSlice, UnitGroup
 from dpap.graph.op_rules import OP_RULES, _blocks, op_rule
+from dpap.metrics import count_macs
 from dpap.neurons import LIF, Repeat, over_time
 
 
@@ -247,6 +248,91 @@ def test_time_must_come_first() -> None:
 
     with pytest.raises(DPAPError, match="Time lies on axis 1"):
         find_groups(BatchFirst(), torch.rand(3, 2, 4))
+
+
+class PerStep(nn.Module):
+    """A loop over time inside the model: takes the steps apart, runs layers at each, and puts them together."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.repeat, self.first, self.lif = Repeat(3), nn.Linear(5, 8), LIF()
+        self.second, self.act, self.head = nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lif(self.repeat(self.first(x)))
+        steps = list(x.unbind(0)) if self.kind != "select" else [x[t] for t in range(3)]
+        if self.kind == "spikes":
+            return self.head(self.act(over_time(self.second, torch.stack(steps)))).mean(0)
+        made, state = [], torch.zeros(())
+        for step in steps:
+            state = 0.5 * state + self.act(self.second(step))
+            made.append(state)
+        if self.kind == "backwards":
+            made.reverse()
+        return over_time(self.head, torch.stack(made)).mean(0)
+
+
+@pytest.mark.parametrize("kind", ["unbind", "select", "spikes"])
+def test_steps_that_are_taken_apart_and_put_together(kind: str) -> None:
+    model = PerStep(kind)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    graph = DPAP(model, torch.rand(2, 5), optimizer=optimizer, total_steps=100).graph  # cuts each group on a copy
+    assert [(g.name, g.units, g.protected) for g in graph.groups] == [
+        ("first", 8, None),
+        ("second", 6, None),
+        ("head", 4, "network output"),
+    ]
+    assert slices(group(graph, "second").consumers) == {"head.weight": (1, [6, 1])}
+    head = graph.layers[-1]
+    assert head.steps == 3, "behind the loop there is time again"
+    assert head.pre is not None and head.pre.layout in ("T,B", "T*B") and not head.pre.constant
+    assert count_macs(graph) == 5 * 8 + 3 * 8 * 6 + 3 * 6 * 4
+    second = next(layer for layer in graph.layers if layer.name == "second")
+    assert second.spike_divisor is not None and (second.spike_divisor == 1).all(), "a spike stays a spike"
+
+
+def test_steps_in_another_order_have_no_time() -> None:
+    graph = find_groups(PerStep("backwards"), torch.rand(2, 5))
+    assert graph.layers[-1].steps == 1
+
+
+def test_units_that_are_taken_apart_are_protected() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.stack(torch.relu(self.a(x)).unbind(1), 1))
+
+    graph = find_groups(Apart(), torch.rand(2, 5))
+    assert group(graph, "a").protected == "single units are selected by number"
+
+
+def test_units_that_are_pooled_are_protected() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.AvgPool1d(2), nn.Linear(3, 2))
+    graph = find_groups(model, torch.rand(2, 5))
+    assert group(graph, "0").protected == "a pool mixes neighbouring units"
+    for kind in ("avg", "max"):
+        pool = nn.AvgPool2d(2) if kind == "avg" else nn.MaxPool2d(2)
+        model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.ReLU(), pool, nn.Flatten(), nn.Linear(12, 2))
+        assert group(find_groups(model, torch.rand(2, 1, 4, 4)), "0").protected is None
+
+
+def test_stacked_branches_share_their_units() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.relu, self.head = nn.Linear(5, 6), nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.relu(torch.stack([self.a(x), self.b(x)], -2)).mean(-2))
+
+    model = Branches()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    graph = DPAP(model, torch.rand(2, 5), optimizer=optimizer, total_steps=100).graph
+    assert set(slices(group(graph, "a").producers)) == {"a.weight", "a.bias", "b.weight", "b.bias"}
 
 
 def test_events_have_time_in_the_input() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpap.errors import DPAPError
-from dpap.neurons import IF, LIF, PLIF, Rectangular, Repeat, SpikingNeuron, functional, over_time
+from dpap.neurons import IF, LIF, PLIF, LeakyIntegrator, Rectangular, Repeat, SpikingNeuron, functional, over_time
 from dpap.neurons.encoding import repeated_from
 
 NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"if": IF, "lif": LIF, "plif": PLIF}
@@ -371,3 +371,22 @@ def test_errors_say_shapes_and_a_way_out() -> None:
     assert "(3,)" in error.value.what
     assert "(2, 5, 4)" in error.value.what
     assert "channels" in error.value.fix
+
+
+def test_a_leaky_integrator_by_hand() -> None:
+    """tau = 4 and inputs 4, 8, 0: potentials 1, 1 + 7/4, and 3/4 of that."""
+    x = torch.tensor([[4.0], [8.0], [0.0]])
+    assert LeakyIntegrator(4.0)(x).flatten().tolist() == [1.0, 2.75, 2.0625]
+    assert torch.equal(LeakyIntegrator(1.0)(x), x), "without memory it is its input"
+    assert "tau=4.0" in repr(LeakyIntegrator(4.0))
+
+
+def test_a_leaky_integrator_passes_gradients_back_in_time() -> None:
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(LeakyIntegrator(3.0), (x,))
+
+
+@pytest.mark.parametrize("tau", [0.5, float("nan")])
+def test_a_leaky_integrator_needs_a_time_constant(tau: float) -> None:
+    with pytest.raises(DPAPError, match="LeakyIntegrator was given tau="):
+        LeakyIntegrator(tau)

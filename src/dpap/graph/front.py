@@ -234,6 +234,8 @@ class Walk:
     time_marks: dict[str, int] = field(default_factory=dict)
     folds: list[tuple[IntArray, str]] = field(default_factory=list)
     """Units that a reshape folded into another axis, and the line of the model where it did."""
+    picks: dict[Any, tuple[Any, int, dict[str, IntArray]]] = field(default_factory=dict)
+    """Nodes that are one index of an axis of another: (that node, the index, the marks of the axis)."""
     _parent: list[int] = field(default_factory=list)
     _entries: list[tuple[IntArray, str, int, bool, bool]] = field(default_factory=list)
     _protected: dict[int, str] = field(default_factory=dict)

@@ -398,13 +398,14 @@ def _binary_divisor(name: str, a: Any, b: Any, shape: tuple[int, ...]) -> FloatA
 # pooling ------------------------------------------------------------------------------------------------------------
 
 
-def _pooled(x: Value, node: Any, dims: int, divisor: FloatArray | float) -> Value:
+def _pooled(walk: Walk, x: Value, node: Any, dims: int, divisor: FloatArray | float) -> Value:
     """Units stay on their axis. `divisor`: what the pool divides a sum by, per output position (1 for a maximum)."""
     example = node.meta["val"]
     out = elementwise(x, nonnegative=x.nonnegative)
     out.shape = tuple((example[0] if isinstance(example, (tuple, list)) else example).shape)
     for axis in range(len(out.shape) - dims, len(out.shape)):
-        out.marks[axis] = {}
+        walk.protect(x.units[axis], "a pool mixes neighbouring units")
+        out.units[axis], out.marks[axis] = None, {}
     if x.divisor is not None:
         scale = np.unique(x.divisor)
         # A pool of counts that are scaled unevenly cannot be undone position by position: booked as real-valued.
@@ -437,7 +438,7 @@ def _avg_pool(
 ) -> Value:
     dims = int(str(node.target).split("pool")[1][0])
     if divisor_override is not None:
-        return _pooled(x, node, dims, float(divisor_override))
+        return _pooled(walk, x, node, dims, float(divisor_override))
     kernel, padding = _per_dim(kernel, dims), _per_dim(padding, dims)
     stride = _per_dim(stride, dims) if stride else kernel
     parts = []
@@ -448,7 +449,7 @@ def _avg_pool(
         if not count_include_pad:
             start, end = np.maximum(start, 0), np.minimum(end, size)
         parts.append((end - start).astype(np.float64))
-    return _pooled(x, node, dims, _outer(parts))
+    return _pooled(walk, x, node, dims, _outer(parts))
 
 
 @op_rule("aten.adaptive_avg_pool1d.default", "aten.adaptive_avg_pool2d.default", "aten.adaptive_avg_pool3d.default")
@@ -459,7 +460,7 @@ def _adaptive_avg_pool(walk: Walk, node: Any, x: Value, size: Any) -> Value:
         n, m = x.shape[d - dims], out_shape(node)[d - dims]
         cells = np.arange(m)
         parts.append((-(-(cells + 1) * n // m) - cells * n // m).astype(np.float64))
-    return _pooled(x, node, dims, _outer(parts))
+    return _pooled(walk, x, node, dims, _outer(parts))
 
 
 @op_rule(
@@ -471,7 +472,7 @@ def _adaptive_avg_pool(walk: Walk, node: Any, x: Value, size: Any) -> Value:
 )
 def _max_pool(walk: Walk, node: Any, x: Value, *rest: Any) -> Any:
     dims = int(str(node.target).split("pool")[1][0])
-    out = _pooled(x, node, dims, 1.0)
+    out = _pooled(walk, x, node, dims, 1.0)
     example = node.meta["val"]
     return (out, plain(out.shape)) if isinstance(example, (tuple, list)) else out
 
@@ -620,12 +621,76 @@ def _repeat(walk: Walk, node: Any, x: Value, times: Sequence[int]) -> Value:
 @op_rule("aten.select.int")
 def _select(walk: Walk, node: Any, x: Value, axis: int, index: int) -> Value:
     axis %= len(x.shape)
+    walk.picks[node] = (node.args[0], index % x.shape[axis], x.marks[axis])
     walk.protect(x.units[axis], "single units are selected by number")
     out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
-    out.shape = out_shape(node)
+    out.shape = tuple(size for a, size in enumerate(x.shape) if a != axis)
     out.units = [u for a, u in enumerate(x.units) if a != axis]
     out.marks = [m for a, m in enumerate(x.marks) if a != axis]
     out.divisor = None if x.divisor is None else np.take(x.divisor, index, axis)
+    return out
+
+
+@op_rule("aten.unbind.int")
+def _unbind(walk: Walk, node: Any, x: Value, axis: int = 0) -> tuple[Value, ...]:
+    parts = tuple(_select(walk, node, x, axis, index) for index in range(x.shape[axis]))
+    del walk.picks[node]
+    for user in node.users:  # getitem(unbind, index)
+        walk.picks[user] = (node, user.args[1], x.marks[axis])
+    return parts
+
+
+@op_rule("aten.stack.default")
+def _stack(walk: Walk, node: Any, values: Sequence[Value], axis: int = 0) -> Value:
+    """Tied along every axis of theirs; the new axis carries no units. What is made step by step has its time back."""
+    inner = plain(values[0].shape)
+    for k in range(len(inner.shape)):
+        _tie_axis(walk, inner, k, [(value, k) for value in values])
+    inner.nonnegative = all(value.nonnegative for value in values)
+    inner.awaiting = frozenset().union(*(value.awaiting for value in values))
+    axis %= len(inner.shape) + 1
+    out = _with_new_axis(inner, axis, len(values))
+    out.marks[axis] = _marks_of_steps(walk, node.args[0])
+    divisors = [value.divisor for value in values if value.divisor is not None]
+    if len(divisors) == len(values):
+        out.divisor = np.stack(divisors, axis)
+    return out
+
+
+def _marks_of_steps(walk: Walk, nodes: Sequence[Any]) -> dict[str, IntArray]:
+    """The marks of an axis of which node k is made of index k, and of earlier ones at most (a state); else none."""
+    steps: dict[Any, list[int]] = {}
+    marks: dict[Any, dict[str, IntArray]] = {}
+    for node in nodes:
+        latest: dict[Any, int] = {}
+        todo, seen = [node], set()
+        while todo:
+            behind = todo.pop()
+            if behind in seen:
+                continue
+            seen.add(behind)
+            if behind in walk.picks:
+                source, index, marks[source] = walk.picks[behind]
+                latest[source] = max(index, latest.get(source, index))
+            else:
+                todo.extend(behind.all_input_nodes)
+        for source, index in latest.items():
+            steps.setdefault(source, []).append(index)
+    order = list(range(len(nodes)))
+    return {
+        name: index
+        for source, found in steps.items()
+        if found == order
+        for name, index in marks[source].items()
+        if len(index) == len(order)
+    }
+
+
+def _with_new_axis(x: Value, axis: int, size: int) -> Value:
+    out = elementwise(x, nonnegative=x.nonnegative)
+    out.shape = (*x.shape[:axis], size, *x.shape[axis:])
+    out.units.insert(axis, None)
+    out.marks.insert(axis, {})
     return out
 
 

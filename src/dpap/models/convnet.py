@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
+from dpap.models.pooling import AvgPool2x2
 from dpap.neurons.encoding import Repeat, over_time
-from dpap.neurons.modules import IF, LIF, PLIF
+from dpap.neurons.modules import IF, LIF, PLIF, LeakyIntegrator
 from dpap.neurons.surrogate import ArcTan, QuadraticGate, Rectangular, Sigmoid, Surrogate
 
 SURROGATES: Mapping[str, Callable[[], Surrogate]] = MappingProxyType(
     {"arctan": ArcTan, "quadratic_gate": QuadraticGate, "sigmoid": Sigmoid, "rectangular": Rectangular}
 )
-NEURONS = ("if", "lif", "plif", "relu")
-POOLS: Mapping[str, Callable[[int], nn.Module]] = MappingProxyType({"avg": nn.AvgPool2d, "max": nn.MaxPool2d})
-READOUTS = ("current", "spikes")
+SPIKING: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {"if": lambda tau, **rest: IF(**rest), "lif": LIF, "plif": lambda tau, **rest: PLIF(init_tau=tau, **rest)}
+)
+NEURONS = (*SPIKING, "relu")
+POOLS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType({"avg": AvgPool2x2, "max": partial(nn.MaxPool2d, 2)})
+READOUTS = ("current", "spikes", "membrane")
 
 
 class ConvNet(nn.Sequential):
@@ -26,21 +31,31 @@ class ConvNet(nn.Sequential):
 
     Input (B, C, H, W): an image that is constant in time; it passes the first convolution once and is repeated T times
     in front of the first neuron. Or (T, B, C, H, W): frames of events. Output (B, classes): the mean over T of the
-    classifier's current, or of its spikes. With `neuron="relu"` there is no time: (B, C, H, W) to (B, classes).
+    readout, or, with `every_step`, the readout at each step, (T, B, classes). With `neuron="relu"` there is no time:
+    (B, C, H, W) to (B, classes).
 
     Args:
         shape: One image: (channels, height, width).
         classes: Width of the classifier.
-        blocks: Channels of the 3 x 3 convolutions (padding 1), one tuple a block; a 2 x 2 pooling ends each block.
+        blocks: Channels of the convolutions (stride 1, the size of the map is kept), one tuple a block.
         hidden: Neurons of the fully connected layers before the classifier.
+        kernel: Side of the convolutions' kernels, odd.
+        pooled: So many blocks, from the first, end with a 2 x 2 pooling; None: all of them.
+        pool: "avg" or "max".
         neuron: "if", "lif", "plif" (one learnable time constant a layer) or "relu".
         tau: Time constant of LIF neurons in steps, initial one of PLIF neurons.
+        v_threshold: Of spiking neurons.
         surrogate: "arctan", "quadratic_gate", "sigmoid" or "rectangular".
+        learn_slope: Learn the surrogate's slope, one number a layer.
+        detach_reset: Whether the spike is a constant in the reset as far as the gradient is concerned.
         norm: Batch normalisation after every convolution and hidden fully connected layer; those then have no bias.
-        pool: "avg" or "max".
+        fc_neuron, fc_v_threshold, fc_surrogate, fc_norm: The same for the fully connected layers where these differ;
+            None: as in the convolutional part. There the slope is never learned.
         dropout: Share of the inputs of each hidden fully connected layer that is dropped in training.
+        votes: Outputs of the classifier for each class; their mean counts.
         num_steps: T, for constant images.
-        readout: "current": the mean current of the classifier. "spikes": the mean spikes of a neuron behind it.
+        readout: "current": of the classifier. "spikes": of a neuron behind it. "membrane": the potential of a leaky
+            integrator behind it that never fires.
     """
 
     def __init__(
@@ -50,46 +65,72 @@ class ConvNet(nn.Sequential):
         classes: int,
         blocks: tuple[tuple[int, ...], ...],
         hidden: tuple[int, ...],
+        kernel: int = 3,
+        pooled: int | None = None,
+        pool: str = "avg",
         neuron: str = "lif",
         tau: float = 2.0,
+        v_threshold: float = 1.0,
         surrogate: str = "arctan",
+        learn_slope: bool = False,
+        detach_reset: bool = False,
         norm: bool = True,
-        pool: str = "avg",
+        fc_neuron: str | None = None,
+        fc_v_threshold: float | None = None,
+        fc_surrogate: str | None = None,
+        fc_norm: bool | None = None,
         dropout: float = 0.0,
+        votes: int = 1,
         num_steps: int = 4,
         readout: str = "current",
     ) -> None:
         spiking = neuron != "relu"
-
-        def make_neuron() -> nn.Module:
-            return _make_neuron(neuron, tau, surrogate)
-
+        fc_norm = norm if fc_norm is None else fc_norm
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         temporal: list[str] = []
 
-        def add_neuron(number: int) -> None:
+        def add_temporal(name: str, module: nn.Module) -> None:
             if spiking and not temporal:
                 layers["repeat"] = Repeat(num_steps)
-            layers[f"neuron{number}"] = make_neuron()
-            temporal.append(f"neuron{number}")
+            layers[name] = module
+            temporal.append(name)
+
+        def make_neuron(kind: str, v_threshold: float, surrogate: str, learn_slope: bool) -> nn.Module:
+            if kind == "relu":
+                return nn.ReLU()
+            return SPIKING[kind](
+                tau=tau,
+                v_threshold=v_threshold,
+                surrogate=SURROGATES[surrogate](),
+                learn_slope=learn_slope,
+                detach_reset=detach_reset,
+            )
+
+        def conv_neuron() -> nn.Module:
+            return make_neuron(neuron, v_threshold, surrogate, learn_slope)
+
+        def hidden_neuron() -> nn.Module:
+            threshold = v_threshold if fc_v_threshold is None else fc_v_threshold
+            return make_neuron(fc_neuron or neuron, threshold, fc_surrogate or surrogate, False)
 
         channels, height, width = shape
         number = 0
         for block_number, block in enumerate(blocks, 1):
             for out in block:
                 number += 1
-                layers[f"conv{number}"] = nn.Conv2d(channels, out, 3, padding=1, bias=not norm)
+                layers[f"conv{number}"] = nn.Conv2d(channels, out, kernel, padding=kernel // 2, bias=not norm)
                 if norm:
                     layers[f"norm{number}"] = nn.BatchNorm2d(out)
-                add_neuron(number)
+                add_temporal(f"neuron{number}", conv_neuron())
                 channels = out
-            layers[f"pool{block_number}"] = POOLS[pool](2)
-            height, width = height // 2, width // 2
+            if pooled is None or block_number <= pooled:
+                layers[f"pool{block_number}"] = POOLS[pool]()
+                height, width = height // 2, width // 2
         if min(height, width) < 1:
             raise DPAPError(
                 f"{len(blocks)} blocks halve an image of {shape[1]} x {shape[2]} pixels to nothing.",
                 where="model.blocks",
-                fix="use fewer blocks; each ends with a 2 x 2 pooling",
+                fix="use fewer blocks, or end fewer of them with a pooling: model.pooled",
             )
         layers["flatten"] = nn.Flatten()
         features = channels * height * width
@@ -97,18 +138,22 @@ class ConvNet(nn.Sequential):
             number += 1
             if dropout:
                 layers[f"dropout{fc_number}"] = nn.Dropout(dropout)
-            layers[f"fc{fc_number}"] = nn.Linear(features, out, bias=not norm)
-            if norm:
+            layers[f"fc{fc_number}"] = nn.Linear(features, out, bias=not fc_norm)
+            if fc_norm:
                 layers[f"norm{number}"] = nn.BatchNorm1d(out)
-            add_neuron(number)
+            add_temporal(f"neuron{number}", hidden_neuron())
             features = out
-        layers["classifier"] = nn.Linear(features, classes)
+        layers["classifier"] = nn.Linear(features, classes * votes)
         if spiking and readout == "spikes":
-            add_neuron(number + 1)
+            add_temporal(f"neuron{number + 1}", hidden_neuron())
+        elif spiking and readout == "membrane":
+            add_temporal("membrane", LeakyIntegrator(tau))
+        if votes > 1:
+            layers["votes"] = nn.AvgPool1d(votes)
         super().__init__(layers)
         self._temporal = frozenset(temporal) if spiking else frozenset()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, every_step: bool = False) -> Tensor:
         timed = x.dim() == 5
         for name, layer in self.named_children():
             if name == "repeat":
@@ -117,13 +162,4 @@ class ConvNet(nn.Sequential):
                 x = over_time(layer, x)
             else:
                 x = layer(x)
-        return x.mean(0) if timed else x
-
-
-def _make_neuron(neuron: str, tau: float, surrogate: str) -> nn.Module:
-    if neuron == "relu":
-        return nn.ReLU()
-    gradient = SURROGATES[surrogate]()
-    if neuron == "if":
-        return IF(surrogate=gradient)
-    return LIF(tau=tau, surrogate=gradient) if neuron == "lif" else PLIF(init_tau=tau, surrogate=gradient)
+        return x.mean(0) if timed and not every_step else x

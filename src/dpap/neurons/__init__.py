@@ -1,7 +1,7 @@
 """Spiking neurons on (T, B, ...): modules, the functions behind them, surrogates, and encoding in time."""
 
 from dpap.neurons.encoding import Repeat, over_time
-from dpap.neurons.modules import IF, LIF, PLIF, SpikingNeuron
+from dpap.neurons.modules import IF, LIF, PLIF, LeakyIntegrator, SpikingNeuron
 from dpap.neurons.surrogate import ArcTan, QuadraticGate, Rectangular, Sigmoid, Surrogate
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "LIF",
     "PLIF",
     "ArcTan",
+    "LeakyIntegrator",
     "QuadraticGate",
     "Rectangular",
     "Repeat",

@@ -164,3 +164,33 @@ class PLIF(SpikingNeuron):
     def extra_repr(self) -> str:
         channels = f"channels={self.w.shape[0]}, " if self.w.ndim else ""
         return channels + super().extra_repr()
+
+
+class LeakyIntegrator(nn.Module):
+    """A readout neuron that never fires: v <- v + (x - v) / tau, from v = 0; answers its potentials at all steps.
+
+    Args:
+        tau: Membrane time constant in steps, >= 1.
+
+    Raises:
+        DPAPError: `tau` < 1.
+
+    >>> LeakyIntegrator(tau=2.0)(torch.ones(3, 1)).flatten().tolist()
+    [0.5, 0.75, 0.875]
+    """
+
+    def __init__(self, tau: float = 2.0) -> None:
+        super().__init__()
+        if not tau >= 1:
+            raise DPAPError(f"LeakyIntegrator was given tau={tau}.", fix="pass tau >= 1")
+        self.tau = float(tau)
+
+    def forward(self, x: Float[Tensor, "T B *N"]) -> Float[Tensor, "T B *N"]:
+        first, *later = x.unbind(0)
+        potentials = [first / self.tau]
+        for x_t in later:
+            potentials.append(potentials[-1] + (x_t - potentials[-1]) / self.tau)
+        return torch.stack(potentials)
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}"
