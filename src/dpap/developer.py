@@ -11,11 +11,12 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from dpap.development import DevelopmentReport, Notes, reported
@@ -23,13 +24,13 @@ from dpap.errors import DPAPError
 from dpap.graph.front import Forward, Pattern, Unknown, find_groups
 from dpap.graph.group import Layer
 from dpap.observe import Observer
-from dpap.plasticity import Kind
+from dpap.plasticity import Kind, Stats
 from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed
 from dpap.pruning.compact import compacted, trial_cut
 from dpap.pruning.mask import MaskKeeper, dead_masks
 from dpap.rules import Rule, Sums, costly_sums, resolve
 from dpap.schedule import RateWatch, Schedule
-from dpap.scores import Score
+from dpap.scores import Score, needs
 from dpap.survival import Clock, grow, survival_step, uninformed
 
 log = logging.getLogger(__name__)
@@ -429,6 +430,23 @@ class DPAP:
         growth = torch.stack(growths).mean(0).to(self.synapse_survival[layer.weight])
         return torch.stack(uses).mean(0), growth
 
+    def _with_neighbours(self, stats: Stats, layer: Layer) -> Stats:
+        """With the weights around the layer's units, where the score asks for them."""
+        group, rows = self.graph.group(layer.out_group), torch.from_numpy(layer.out_units)
+        asked = needs(self.rule.score)
+        if "norm_scale" in asked:
+            for part in group.producers:
+                owner, _, name = part.tensor.rpartition(".")
+                if name == "weight" and isinstance(self.model.get_submodule(owner), _NormBase):
+                    stats = replace(stats, norm_scale=self._parameters[part.tensor].detach()[rows])
+        if "outgoing" in asked:
+            total = torch.zeros(group.units, dtype=stats.y.dtype, device=stats.y.device)
+            for part in group.consumers:
+                per_entry = self._parameters[part.tensor].detach().abs().transpose(0, part.axis).flatten(1).sum(1)
+                total += per_entry.to(total)[torch.from_numpy(part.entries)].sum(1)
+            stats = replace(stats, outgoing=total[rows])
+        return stats
+
     def _living_synapses(self, layer: Layer) -> Tensor:
         """(O, I): who enters the statistics; a permanent rule's masks leave out what dead units make or read."""
         mask = self.synapse_masks[layer.weight]
@@ -447,6 +465,8 @@ class DPAP:
         if not all(bool(total.isfinite().all()) for total in sums.sums.values()):
             raise self._not_finite(layer, "activity seen there holds")
         stats = sums.stats(layer.name, kind, self.seed, weight, alive.to(weight.device))
+        if kind == "unit":
+            stats = self._with_neighbours(stats, layer)
         score: Any = self.rule.score(stats)  # a user's function may answer anything
         shape = weight.shape[:1] if kind == "unit" else weight.shape[:2]
         if not isinstance(score, Tensor) or score.shape != shape:

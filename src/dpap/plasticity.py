@@ -187,6 +187,11 @@ class Stats:
     """The same, summed over the living inputs."""
     spine: Float[Tensor, " O"] | None = None
     """Sum of the right-hand form of Eq. (7), per sample."""
+    # What stands around the units (kind "unit" alone, for scores that ask for it).
+    norm_scale: Float[Tensor, " O"] | None = None
+    """Scale of the norm behind the layer."""
+    outgoing: Float[Tensor, " O"] | None = None
+    """Sum of |w| over the weights that read the unit."""
 
     @property
     def eps(self) -> float:

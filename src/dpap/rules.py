@@ -228,4 +228,5 @@ def resolve(rule: str | Rule, *, score: Score | str | None) -> Rule:
 
 
 def costly_sums(rule: Rule) -> frozenset[str]:
+    """What the rule's score reads beyond the cheap sums; see `dpap.scores.needs`."""
     return needs(rule.score)

@@ -1,7 +1,8 @@
 """What a unit or a synapse is worth: the links that an ablation swaps. A user's `score=` is one more of them.
 
 A score takes `Stats` and answers (O,) for units, (O, I) for synapses, never negative. It compares siblings only, so its
-scale does not matter. `needs` names the sums that cost memory: "pairs" (one per synapse) and "stdp".
+scale does not matter. `needs` names what costs something to have: the sums "pairs" (one per synapse) and "stdp", and,
+of units, "norm_scale" and "outgoing".
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dpap.errors import unknown_name
+from dpap.errors import DPAPError, unknown_name
 from dpap.plasticity import Stats, bcm_closed_form, synapse_spine, unit_spine
 
 Score = Callable[[Stats], Tensor]
@@ -35,12 +36,17 @@ def score_link(name: str, *needs: str) -> Callable[[_S], _S]:
 
 
 def needs(score: Score) -> frozenset[str]:
-    """The costly sums that a score reads; a user's function gets those per synapse."""
-    found: frozenset[str] = getattr(score, "needs", frozenset({"pairs"}))
+    """What a score reads beyond the cheap sums; a user's function gets all but those of spike timing."""
+    found: frozenset[str] = getattr(score, "needs", frozenset({"pairs", "norm_scale", "outgoing"}))
     return found
 
 
 def get_score(name: str) -> Score:
+    """The score of that name.
+
+    Raises:
+        DPAPError: no such name; the nearest are shown.
+    """
     if name not in SCORES:
         raise unknown_name("score", name, SCORES)
     return SCORES[name]
@@ -139,6 +145,28 @@ def weighted_input(stats: Stats) -> Tensor:
 
 def _over_inputs(stats: Stats, values: Tensor) -> Tensor:
     return values.flatten(1).sum(1) if stats.kind == "unit" else values
+
+
+@score_link("norm-scale", "norm_scale")
+def norm_scale(stats: Stats) -> Tensor:
+    """|scale| of the norm behind a unit (network slimming, Liu et al. 2017); |w| of a synapse."""
+    if stats.kind == "synapse":
+        return magnitude(stats)
+    if stats.norm_scale is None:
+        raise DPAPError(
+            "The score 'norm-scale' reads the scale of a norm behind the layer, and there is none.",
+            where=stats.layer,
+            fix="use another score, or a network with normalisation",
+        )
+    return stats.norm_scale.abs()
+
+
+@score_link("outgoing", "outgoing")
+def outgoing(stats: Stats) -> Tensor:
+    """E[y] sum |w| over the weights that read a unit: the current it sends out; |w| E[x] of a synapse."""
+    if stats.kind == "synapse":
+        return weighted_input(stats)
+    return _sum(stats.outgoing, "outgoing") * stats.y.abs() / stats.samples
 
 
 @score_link("random")

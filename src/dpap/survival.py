@@ -82,7 +82,8 @@ def min_max(score: Float[Tensor, "*N"], alive: Bool[Tensor, "*N"]) -> Float[Tens
 
 
 def percentile_scale(percent: float) -> Link:
-    """Linear from the minimum (0) to a percentile (1), clipped to [0, 1]; 0.5 if constant; the released (9)."""
+    """Linear from the minimum (0) to a percentile (1), clipped to [0, 1]; 0.5 for all if the two are equal; the
+    released (9)."""
 
     def link(score: Tensor, alive: Tensor) -> Tensor:
         return _scaled(score, alive, percentile(score[alive], percent)).clamp(0, 1)
@@ -91,14 +92,11 @@ def percentile_scale(percent: float) -> Link:
 
 
 def _scaled(score: Tensor, alive: Tensor, top: Tensor) -> Tensor:
-    """(x - min) / (top - min) over the living; 0.5 for a constant layer."""
+    """(x - min) / (top - min) over the living; 0.5 where the top is the minimum."""
     if not alive.any():
         return torch.zeros_like(score)
-    low, high = score[alive].min(), score[alive].max()
-    if low == high:
-        return torch.full_like(score, 0.5)
-    # Only a percentile can meet the minimum in a layer that is not constant: whoever lies above it is at the top.
-    return (score - low) / (top - low) if top > low else (score > low).to(score)
+    low = score[alive].min()
+    return (score - low) / (top - low) if top > low else torch.full_like(score, 0.5)
 
 
 def percentile(values: Float[Tensor, ...], percent: float) -> Float[Tensor, ""]:

@@ -4,7 +4,7 @@
 - theta, one per unit *and slot of the batch*, is the running mean of all batches, used before it takes in the batch;
 - the BCM sum and the activity A are never reset; Num runs on through all epochs, shared by all layers;
 - importance of a unit: mm(sum_j BCM_ij) * mm(A_i); of a synapse of a hidden linear layer: BCM_ij, the layer as one;
-- u = (x - min) / (P75 - min), clipped to [0, 1], the dead included; a constant layer reads 0.5;
+- u = (x - min) / (P75 - min), clipped to [0, 1], the dead included; 0.5 for all where P75 is the minimum;
 - survival moves in epochs 5, 6, ...; who falls below 0 is masked for good, yet stays in every statistic;
 - the classifier is neither observed nor pruned.
 
@@ -90,17 +90,11 @@ def min_max(x: FloatArray) -> FloatArray:
 
 
 def scale_to_quartile(x: FloatArray) -> FloatArray:
-    """u: min-max with the 75th percentile in place of the maximum, clipped; 0.5 everywhere when constant.
-
-    Raises:
-        ZeroDivisionError: three quarters or more sit at the minimum but not all; the description leaves that open.
-    """
-    if x.max() == x.min():
-        return np.full(x.shape, 0.5)
+    """u: min-max with the 75th percentile in place of the maximum, clipped; 0.5 everywhere when the two are equal."""
     low = x.min()
     top = np.percentile(x, 75)  # over all entries, NumPy's linear interpolation
     if top == low:
-        raise ZeroDivisionError("the 75th percentile is the minimum")
+        return np.full(x.shape, 0.5)
     return np.asarray(np.clip((x - low) / (top - low), 0.0, 1.0))
 
 
