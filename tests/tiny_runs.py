@@ -6,18 +6,24 @@ from dpap.config import Config, override
 from dpap.recipes import recipe
 
 TINY = {
+    "device": "cpu",
     "epochs": "6",
     "control": "false",
+    "data.name": "digits",  # inside the package: every recipe is tried, whatever data are here
     "data.batch_size": "256",
     "data.hold_out": "true",
-    "data.shift": "1",
+    "data.crop": "1",
+    "data.train_normalization": "data",  # the other one is of colour images
     "model.blocks": "[[4, 6]]",
     "model.hidden": "[12]",
+    "model.pooled": "none",
     "model.dropout": "0.2",
     "optimizer.lr": "0.01",
     "optimizer.warmup": "0.05",
+    "optimizer.precision": "float32",
     "development.development_steps": "30",
     "development.observe_every": "1",
+    "development.target.macs": "none",
     "development.target.connectivity": "0.4",
 }
 
@@ -25,6 +31,8 @@ TINY = {
 def tiny(name: str = "digits-snn", **changes: str) -> Config:
     """The recipe of that name made small; `changes` are settings with `__` for a dot."""
     config = recipe(name)
+    if config.development.rule == "released":
+        changes = {"development__target__connectivity": "none"} | changes  # it knows no target
     for key, value in {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
         config = override(config, key, value)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
 import sys
@@ -16,13 +17,20 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dpap.config import Config, override, read_config
-from dpap.errors import DPAPError
+from dpap.data.sources import SOURCES
+from dpap.data.store import SetStatus, fetch, status, verify
+from dpap.errors import DPAPError, unknown_name
 from dpap.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from dpap.report.compare import compare_runs
+from dpap.report.compare_page import write_comparison
+from dpap.report.compare_table import comparison_table
 from dpap.report.history import ResultLine
+from dpap.report.page import write_report
 from dpap.training import loop
 from dpap.training.checkpoint import RunFolder
 from dpap.training.evaluate import Evaluation, evaluate_run
@@ -33,9 +41,26 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train networks, spiking or not, that grow small while they learn.",
 )
+DATA_ACTIONS: dict[str, Callable[[str], SetStatus]] = {"list": status, "fetch": fetch, "verify": verify}
 console = Console()
 errors = Console(stderr=True)
 
+
+def _use_data_dir(folder: Path | None) -> Path | None:
+    """Data sets are looked for in the folder that DPAP_DATA names; the option is another way to name it."""
+    if folder is not None:
+        if not folder.is_dir():
+            raise DPAPError("There is no such folder.", where=f"--data-dir {folder}", fix="make it, or name another")
+        os.environ["DPAP_DATA"] = str(folder)
+    return folder
+
+
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir", envvar="DPAP_DATA", callback=_use_data_dir, help="Where data sets are.", show_default=False
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 
 
@@ -53,6 +78,7 @@ def train(
         Path | None, typer.Option(help="The run folder to make; by default runs/RECIPE-N.", show_default=False)
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default=False)] = None,
+    data_dir: DataDirOption = None,
     no_control: Annotated[bool, typer.Option("--no-control", help="Leave out the unpruned control.")] = False,
 ) -> None:
     """Train a recipe, and its unpruned control, into a run folder."""
@@ -63,24 +89,98 @@ def train(
     for key, value in changes:
         config = override(config, key, value)
     path = out if out is not None else _free_folder(config.recipe)
+    _have_data(config)
     with _interruptible(path), _Display(config) as display:
         done = loop.train(config, path, watch=display.watch)
     _show(done)
+    _report(path)
 
 
 @app.command()
-def resume(run: RunArgument) -> None:
+def resume(run: RunArgument, data_dir: DataDirOption = None) -> None:
     """Go on with a run that was interrupted."""
     config = RunFolder.open(run).config()
     with _interruptible(run), _Display(config) as display:
         done = loop.resume(run, watch=display.watch)
     _show(done)
+    _report(run)
 
 
 @app.command()
-def evaluate(run: RunArgument) -> None:
+def evaluate(run: RunArgument, data_dir: DataDirOption = None) -> None:
     """Measure the saved network of a finished run, and its control, on the test split."""
     _show(evaluate_run(run))
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write report.html of a run: one page, readable offline."""
+    _report(run)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; those that differ in their seed alone are one arm.")],
+    against: Annotated[
+        str | None, typer.Option(help="Also the difference to this arm, as the table names it.", show_default=False)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plot and table as a page.", show_default=False)] = None,
+) -> None:
+    """Compare runs on the same data: means, intervals of the difference to the control, McNemar's test."""
+    compared = compare_runs(runs, against=against)
+    console.print(comparison_table(compared))
+    if out is not None:
+        written = write_comparison(compared, out)
+        console.print(f"page: {written}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def data(
+    action: Annotated[str, typer.Argument(metavar="ACTION", help="list, fetch or verify.")] = "list",
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Data sets; all of them for list and verify.")
+    ] = None,
+    data_dir: DataDirOption = None,
+) -> None:
+    """Say which data sets are here and what is missing; fetch them from their official address; verify them."""
+    if action not in DATA_ACTIONS:
+        raise unknown_name("action", action, DATA_ACTIONS)
+    if action == "fetch" and not names:
+        raise DPAPError(
+            "There is nothing named to fetch.", where="dpap data fetch", fix=f"name one: {', '.join(SOURCES)}"
+        )
+    found = [_fetched(name) if action == "fetch" else DATA_ACTIONS[action](name) for name in names or SOURCES]
+    table = Table("data set", "state", "files", "where", "to download", box=None, pad_edge=False)
+    for part in found:
+        here = len(part.files) - len(part.missing)
+        size = f"{part.to_download / 1e6:.1f} MB" if part.missing else ""
+        table.add_row(part.name, part.state, f"{here} of {len(part.files)}", escape(str(part.where or "")), size)
+    console.print(table)
+    for part in found:
+        for file in part.files:
+            if file.problem:
+                console.print(str(file), highlight=False, soft_wrap=True, markup=False)
+    if any(part.state == "damaged" for part in found):
+        raise typer.Exit(1)
+
+
+def _have_data(config: Config) -> None:
+    """Download what is missing where it shows, before the run begins."""
+    if config.data.name in SOURCES and status(config.data.name).missing:
+        _fetched(config.data.name)
+
+
+def _fetched(name: str) -> SetStatus:
+    """Download with a bar for each file."""
+    with Bars(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), console=errors) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(file: str, here: int, size: int) -> None:
+            if file not in tasks:
+                tasks[file] = bars.add_task(file, total=size)
+            bars.update(tasks[file], completed=here)
+
+        return fetch(name, progress)
 
 
 @app.command()
@@ -144,7 +244,7 @@ class _Display:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.bars = Progress(
+        self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[text]}"),
@@ -175,6 +275,10 @@ class _Display:
         if now.control not in self.tasks:
             self.tasks[now.control] = self.bars.add_task(name, total=now.epochs * now.batches, text="")
         self.bars.update(self.tasks[now.control], completed=(now.epoch - 1) * now.batches + now.batch, text=text)
+
+
+def _report(run: Path) -> None:
+    console.print(f"report: {write_report(run)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _show(done: Evaluation) -> None:

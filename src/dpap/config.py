@@ -14,13 +14,15 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dpap.data import DATASETS
+from dpap.data import DATASETS, NEED_PATH
 from dpap.errors import DPAPError, unknown_name
 from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SURROGATES
 from dpap.rules import RULES
 from dpap.scores import SCORES
 
 T = TypeVar("T")
+NORMALIZATIONS = ("data", "imagenet")
+LOSSES = ("cross_entropy", "mse", "tet")
 
 
 # Fields of a section. What these return is for `dataclass` to read; as with `dataclasses.field`, no type fits it.
@@ -44,12 +46,16 @@ def share(default: float) -> Any:
     return setting(default, "a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
-def positive(default: float) -> Any:
-    return setting(default, "a number above 0", lambda x: 0 < x < math.inf)
+def positive(default: float | None) -> Any:
+    return setting(default, f"a number above 0{_or_none(default)}", lambda x: 0 < x < math.inf)
 
 
-def not_negative(default: float) -> Any:
-    return setting(default, "a number, at least 0", lambda x: 0 <= x < math.inf)
+def not_negative(default: float | None) -> Any:
+    return setting(default, f"a number, at least 0{_or_none(default)}", lambda x: 0 <= x < math.inf)
+
+
+def _or_none(default: float | None) -> str:
+    return ", or none" if default is None else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +89,27 @@ class DataConfig(Section):
     batch_size: int = count(64)
     hold_out: bool = False
     """True: the validation split stays out of training and is measured every epoch. False: it is trained on."""
-    shift: int = count(0, least=0)
-    """Pixels by which training images are moved at most, along each axis."""
+    path: str | None = None
+    """Folder or file of the data sets "images" and "npz"."""
+    limit: int | None = setting(None, "a whole number, at least 1, or none", lambda n: n >= 1)
+    """Train on a fixed, stratified part of about so many samples: a subset is not the benchmark."""
+    crop: int = count(0, least=0)
+    """Pixels of black border of which random crops are taken: training images are moved by so much at most."""
+    flip: bool = False
+    """Mirror training images left to right, each with probability 1/2."""
+    erasing: float = share(0.0)
+    """Probability that a random rectangle of a training image becomes noise."""
+    randaugment: float = setting(0.0, "a number from 0 to 10", lambda x: 0 <= x <= 10)
+    """Magnitude of RandAugment, two operations an image; 0: none."""
+    train_normalization: str = choice("data", "normalization", NORMALIZATIONS)
+    """Mean and standard deviation that training images are normalised with: of the data set, as in evaluation, or of
+    "imagenet", which differs from evaluation (as in the authors' script)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.name in NEED_PATH) != (self.path is not None):
+            needs = "a folder or file" if self.path is None else f'none: data set "{self.name}" knows its own place'
+            raise bad_value(self.key("path"), self.path, needs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +124,37 @@ class ModelConfig(Section):
         "lists of widths, such as [[16, 32], [64]]",
         lambda blocks: all(block and min(block) > 0 for block in blocks),
     )
-    """Channels of the 3 x 3 convolutions; a pooling layer ends each block."""
+    """Channels of the convolutions, a list for each block."""
+    kernel: int = setting(3, "an odd whole number", lambda n: n >= 1 and n % 2 == 1)
+    """Side of the convolutions' kernels."""
+    pooled: int | None = setting(None, "a whole number, at least 0, or none", lambda n: n >= 0)
+    """So many blocks, from the first, end with a 2 x 2 pooling; none: all of them."""
+    pool: str = choice("avg", "pooling", POOLS)
     hidden: tuple[int, ...] = setting(
         (128,), "a list of widths, such as [128]", lambda hidden: min(hidden, default=1) > 0
     )
     """Neurons of the hidden fully connected layers."""
     neuron: str = choice("lif", "neuron", NEURONS)
     tau: float = setting(2.0, "a number, at least 1", lambda x: 1 <= x < math.inf)
+    v_threshold: float = positive(1.0)
     surrogate: str = choice("arctan", "surrogate", SURROGATES)
+    learn_slope: bool = False
+    """Learn the surrogate's slope."""
+    detach_reset: bool = False
+    """No gradient passes through the reset."""
     norm: bool = True
-    pool: str = choice("avg", "pooling", POOLS)
+    fc_neuron: str | None = choice(None, "neuron", NEURONS)
+    """With the three settings below: the hidden fully connected layers where they differ; none: as above."""
+    fc_v_threshold: float | None = positive(None)
+    fc_surrogate: str | None = choice(None, "surrogate", SURROGATES)
+    fc_norm: bool | None = None
     dropout: float = setting(0.0, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+    votes: int = count(1)
+    """Outputs of the classifier for each class; their mean counts."""
     num_steps: int = count(4)
     readout: str = choice("current", "readout", READOUTS)
-    """current: mean current of the classifier; spikes: mean spikes of a neuron behind it."""
+    """current: mean current of the classifier; spikes: mean spikes of a neuron behind it; membrane: mean potential of
+    a leaky integrator behind it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +162,8 @@ class ModelConfig(Section):
             raise bad_value(self.key("num_steps"), self.num_steps, '1 with neuron = "relu", which has no time')
         if self.neuron == "relu" and self.readout != "current":
             raise bad_value(self.key("readout"), self.readout, '"current" with neuron = "relu", which has no spikes')
+        if self.fc_neuron is not None and (self.fc_neuron == "relu") != (self.neuron == "relu"):
+            raise bad_value(self.key("fc_neuron"), self.fc_neuron, f'a neuron like neuron = "{self.neuron}", or none')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,12 +177,27 @@ class OptimizerConfig(Section):
     momentum: float = setting(0.9, "a number from 0 to below 1; only sgd uses it", lambda x: 0 <= x < 1)
     warmup: float = share(0.05)
     """Share of the run."""
+    warmup_from: float = share(0.0)
+    """Share of the peak at which the warm-up begins."""
     lr_end: float = share(0.0)
     """Share of the peak that is left at the end."""
-    loss: str = choice("cross_entropy", "loss", ("cross_entropy", "mse"))
-    """mse is between the mean output and the one-hot label, for spiking readouts."""
+    cooldown: float = share(0.0)
+    """Share of the run, at its end, that stays at `lr_end`."""
+    loss: str = choice("cross_entropy", "loss", LOSSES)
+    """cross_entropy and mse (with the one-hot label, for rates) of the mean output; tet: cross-entropy of the output of
+    each step, averaged."""
+    label_smoothing: float = setting(0.0, "a number from 0 to below 1", lambda x: 0 <= x < 1)
     clip: float | None = setting(None, "a number above 0, or none", lambda x: 0 < x < math.inf)
     """Largest norm of the gradient."""
+    ema: float | None = setting(None, "a number above 0 and below 1, or none", lambda x: 0 < x < 1)
+    """Decay per training step of a running mean of the weights, which is then what is measured and saved."""
+    precision: str = choice("float32", "precision", ("float32", "bfloat16", "float16"))
+    """Of convolutions and linear layers (autocast); float16 only on CUDA, with a scaled loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup + self.cooldown > 1:
+            raise bad_value(self.key("cooldown"), self.cooldown, f"at most 1 - warmup = {1 - self.warmup:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +225,15 @@ class DevelopmentConfig(Section):
 
     rule: str = choice("dpap", "rule", (*RULES, "none"))
     """"none": nothing is observed and nothing dies, the unpruned control."""
-    score: str | None = choice(None, "score", SCORES)
-    """What a unit or synapse is worth, by name; none: as the rule says."""
+    unit_score: str | None = choice(None, "score", SCORES)
+    """What a unit is worth, by name; none: as the rule says."""
+    synapse_score: str | None = choice(None, "score", SCORES)
+    """The same for a synapse."""
+    kappa_unit: float | None = not_negative(None)
+    """Level at the end of the window, as a share of the average unit's use, where no target says how much dies; none:
+    as the rule says."""
+    kappa_synapse: float | None = not_negative(None)
+    """The same for synapses."""
     start: float = share(0.10)
     stop: float = share(0.50)
     memory: float = positive(0.03)
@@ -179,6 +245,9 @@ class DevelopmentConfig(Section):
         super().__post_init__()
         if self.start >= self.stop:
             raise bad_value(self.key("start"), self.start, f"below {self.key('stop')} = {self.stop}")
+        for name in ("unit_score", "synapse_score", "kappa_unit", "kappa_synapse"):
+            if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
+                raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +263,22 @@ class Config(Section):
     """CPU threads of PyTorch; none: as many as it takes by itself. Another number gives other bits."""
     control: bool = True
     """Also train the unpruned control: same seed, same batches, rule "none"."""
+    channels_last: bool = False
+    """Memory format of images and convolutions; it changes the last bits, and what is faster."""
+    test_each_epoch: bool = False
+    """Measure the test split after every epoch: for curves, and for the paper's protocol, which picks the best epoch.
+    Nothing in the run depends on it."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     development: DevelopmentConfig = field(default_factory=DevelopmentConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer.precision == "float16" and self.device != "cuda":
+            raise bad_value("optimizer.precision", "float16", '"float32" or "bfloat16" on a CPU')
+        if self.optimizer.loss == "tet" and self.model.neuron == "relu":
+            raise bad_value("optimizer.loss", "tet", '"cross_entropy" or "mse" with neuron = "relu", which has no time')
 
     def as_control(self) -> Config:
         """The same run without development."""

@@ -40,7 +40,164 @@ def digits_ann() -> Config:
     return replace(config, recipe="digits-ann", model=replace(config.model, neuron="relu", num_steps=1))
 
 
-RECIPES: Mapping[str, Callable[[], Config]] = MappingProxyType({"digits-snn": digits_snn, "digits-ann": digits_ann})
+def mnist_snn() -> Config:
+    """Spiking 15C3-AvgPool2-40C3-AvgPool2-300FC-10 (the paper's 2Conv2FC) on MNIST, 5 % of the synapses stay."""
+    return Config(
+        recipe="mnist-snn",
+        epochs=12,
+        data=DataConfig(name="mnist", batch_size=64, crop=2),
+        model=ModelConfig(blocks=((15,), (40,)), hidden=(300,), neuron="lif", tau=2.0, num_steps=4),
+        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.01, warmup=0.05),
+        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.05)),
+    )
+
+
+def mnist_snn_2fc() -> Config:
+    """Spiking 784-800FC-10 on MNIST, 5 % of the synapses stay. The paper's "2 FC"; it gives no width."""
+    config = mnist_snn()
+    return replace(config, recipe="mnist-snn-2fc", model=replace(config.model, blocks=(), hidden=(800,)))
+
+
+def mnist_ann() -> Config:
+    """20C5-MaxPool2-50C5-MaxPool2-500FC-10 with ReLU (the paper's DNN) on MNIST, 10 % of the synapses stay."""
+    config = mnist_snn()
+    return replace(
+        config,
+        recipe="mnist-ann",
+        model=ModelConfig(blocks=((20,), (50,)), hidden=(500,), kernel=5, pool="max", neuron="relu", num_steps=1),
+        development=replace(config.development, target=TargetConfig(connectivity=0.10)),
+    )
+
+
+def cifar10_snn() -> Config:
+    """Spiking 6Conv2FC (128C3 x 2, 256C3 x 2, 512C3 x 2, 512FC-10) on CIFAR-10, 25 % of the synapses stay; GPU."""
+    return Config(
+        recipe="cifar10-snn",
+        epochs=80,
+        device="cuda",
+        data=DataConfig(name="cifar10", batch_size=128, crop=4, flip=True, erasing=0.25),
+        model=ModelConfig(
+            blocks=((128, 128), (256, 256), (512, 512)),
+            hidden=(512,),
+            pooled=2,  # the last map stays 8 x 8, so that the first linear layer reads 32,768 entries, as in the paper
+            pool="max",
+            neuron="lif",
+            tau=2.0,
+            num_steps=4,
+        ),
+        optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.01, warmup=0.05, precision="bfloat16"),
+        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.25)),
+    )
+
+
+def cifar10_snn_small() -> Config:
+    """The same at a quarter of the width, in float32 on the CPU: 1/16 of the operations."""
+    config = cifar10_snn()
+    return replace(
+        config,
+        recipe="cifar10-snn-small",
+        device="cpu",
+        model=replace(config.model, blocks=((32, 32), (64, 64), (128, 128)), hidden=(128,)),
+        optimizer=replace(config.optimizer, precision="float32"),
+    )
+
+
+def cifar10_snn_256() -> Config:
+    """The other "6Conv2FC": 6 x 256C3, 2048FC, 100 outputs that vote for 10 classes (Grad R and its followers)."""
+    config = cifar10_snn()
+    return replace(
+        config,
+        recipe="cifar10-snn-256",
+        model=replace(config.model, blocks=((256, 256, 256), (256, 256, 256)), hidden=(2048,), votes=10),
+    )
+
+
+def cifar10_vgg16() -> Config:
+    """VGG16 with ReLU in the usual CIFAR form (14.7 M weights), 40 % of the MACs stay; for a GPU."""
+    config = cifar10_snn()
+    return replace(
+        config,
+        recipe="cifar10-vgg16",
+        model=ModelConfig(blocks=VGG16, hidden=(), pool="max", neuron="relu", num_steps=1),
+        development=replace(config.development, target=TargetConfig(macs=0.40)),
+    )
+
+
+def cifar10_vgg16_paper() -> Config:
+    """VGG16 in the paper's shape: an 8 x 8 x 512 map into 4096-4096-10, 165.7 M weights; for a GPU."""
+    config = cifar10_vgg16()
+    return replace(
+        config,
+        recipe="cifar10-vgg16-paper",
+        model=replace(config.model, pooled=2, hidden=(4096, 4096)),
+        development=replace(config.development, target=TargetConfig(connectivity=0.5846)),  # its Table IV: 41.54 %
+    )
+
+
+def cifar10_released() -> Config:
+    """The authors' script: T = 8, PLIF and LIF, their augmentation, rule `released`; 300 epochs, for a GPU."""
+    return Config(
+        recipe="cifar10-released",
+        seed=42,
+        epochs=300,
+        device="cuda",
+        data=DataConfig(
+            name="cifar10",
+            batch_size=50,
+            crop=4,
+            flip=True,
+            randaugment=9,
+            erasing=0.25,
+            train_normalization="imagenet",  # a default of the library the script calls; its test images get others
+        ),
+        model=ModelConfig(
+            blocks=((128, 128), (256, 256), (512, 512)),
+            hidden=(512,),
+            pooled=2,
+            pool="max",
+            neuron="plif",
+            tau=2.0,
+            v_threshold=1.0,
+            learn_slope=True,
+            detach_reset=True,
+            fc_neuron="lif",
+            fc_v_threshold=0.5,
+            fc_surrogate="quadratic_gate",
+            fc_norm=False,
+            num_steps=8,
+            readout="spikes",
+        ),
+        optimizer=OptimizerConfig(
+            name="adamw",
+            lr=5e-3 * 50 / 1024,
+            weight_decay=0.01,
+            warmup=5 / 300,
+            warmup_from=1e-6 / (5e-3 * 50 / 1024),
+            lr_end=1e-5 / (5e-3 * 50 / 1024),
+            loss="mse",
+        ),
+        development=DevelopmentConfig(rule="released"),
+        test_each_epoch=True,  # it reports the best epoch
+    )
+
+
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+RECIPES: Mapping[str, Callable[[], Config]] = MappingProxyType(
+    {
+        "digits-snn": digits_snn,
+        "digits-ann": digits_ann,
+        "mnist-snn": mnist_snn,
+        "mnist-snn-2fc": mnist_snn_2fc,
+        "mnist-ann": mnist_ann,
+        "cifar10-snn": cifar10_snn,
+        "cifar10-snn-small": cifar10_snn_small,
+        "cifar10-snn-256": cifar10_snn_256,
+        "cifar10-vgg16": cifar10_vgg16,
+        "cifar10-vgg16-paper": cifar10_vgg16_paper,
+        "cifar10-released": cifar10_released,
+    }
+)
 DEFAULT_RECIPE = "digits-snn"
 
 

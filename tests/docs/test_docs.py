@@ -73,3 +73,64 @@ def test_the_public_names_are_few_and_exist() -> None:
     assert 1 <= len(dpap.__all__) <= 20
     assert len(set(dpap.__all__)) == len(dpap.__all__)
     assert all(hasattr(dpap, name) for name in dpap.__all__)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_a_heading_find_it(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]*\.md)?#([^)]+)\)", page.read_text(encoding="utf-8"))
+    missing = [
+        f"{file}#{anchor}" for file, anchor in targets if anchor not in anchors(page.parent / file if file else page)
+    ]
+    assert not missing
+
+
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    missing = [page.name for page in PAGES if page.parent.name == "docs" and f"({page.name})" not in index]
+    assert missing == ["index.md"]
+
+
+CARD_HEADINGS = (
+    "What it does",
+    "How to use it",
+    "How we implement it",
+    "Suggested values and where each comes from",
+    "Where we differ from the paper and from the authors' released script, and why",
+    "What we measured, with what did not help",
+    "Limits",
+    "Credit and citation",
+    "API",
+)
+
+
+def test_the_method_card_has_its_headings() -> None:
+    card = (ROOT / "docs" / "method-card.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^## (.+)$", card, flags=re.MULTILINE)) == CARD_HEADINGS
+    assert "TODO" not in card
+
+
+def test_values_of_the_method_card_are_those_of_the_code() -> None:
+    """A default that changes must change on the card too."""
+    card = (ROOT / "docs" / "method-card.md").read_text(encoding="utf-8")
+    values = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", card.split("## Where we differ")[0], flags=re.MULTILINE))
+    arguments = inspect.signature(dpap.DPAP.__init__).parameters
+    rule = inspect.signature(importlib.import_module("dpap.rules").dpap).parameters
+    assert values["`start`, `stop`"] == f"{arguments['start'].default:.2f}, {arguments['stop'].default:.2f} of the run"
+    assert values["`memory`"] == f"{arguments['memory'].default} of the run"
+    assert values["`development_steps`"] == f"{arguments['development_steps'].default} a run"
+    assert values["`observe_every`"] == str(arguments["observe_every"].default)
+    assert values["kappa of units"] == str(rule["kappa_unit"].default)
+    assert values["kappa of synapses"] == str(rule["kappa_synapse"].default)
+    assert f"the recipe has {importlib.import_module('dpap.recipes').cifar10_released().epochs} epochs" in card
+
+
+def test_all_scores_are_in_the_table() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `([a-z-]+)`", page.split("## Scores")[1].split("## ")[0], flags=re.MULTILINE)
+    assert sorted(named) == sorted(importlib.import_module("dpap.scores").SCORES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,16 @@ from dpap.recipes import RECIPES
 from dpap.report.history import EpochLine, from_text, read_history, without_time
 from dpap.training.loop import Progress, resume, train
 
+# Made small, some recipes are the same but for their names.
+DIFFERENT = {replace(tiny(name, epochs="4"), recipe="one"): name for name in reversed(RECIPES)}
 # What a run may differ in: the network, the rule, the optimizer, the batches. Every recipe, then one row for each.
-CASES: dict[str, Config] = {name: tiny(name) for name in RECIPES} | {
+CASES: dict[str, Config] = {name: config for config, name in DIFFERENT.items()} | {
     "emergent": tiny(epochs="4", development__target__connectivity="none"),
     "units pay": tiny(epochs="4", development__target__connectivity="none", development__target__macs="0.6"),
     "SOPs": tiny(epochs="4", development__target__connectivity="none", development__target__sops="0.6"),
     "sparse observing": tiny(data__batch_size="64", development__observe_every="3", epochs="4"),
-    "random score": tiny(epochs="4", development__score="random"),
-    "stdp score": tiny(epochs="4", development__score="stdp"),
+    "random score": tiny(epochs="4", development__unit_score="random", development__synapse_score="random"),
+    "stdp score": tiny(epochs="4", development__unit_score="stdp", development__synapse_score="stdp"),
     "paper": tiny(development__rule="paper", development__target__connectivity="none"),
     "released": tiny(development__rule="released", development__target__connectivity="none", epochs="7"),
     "no pruning": tiny(development__rule="none"),
@@ -39,6 +42,24 @@ CASES: dict[str, Config] = {name: tiny(name) for name in RECIPES} | {
         model__neuron="plif",
         model__readout="spikes",
     ),
+    "mean of the weights": tiny(epochs="4", optimizer__ema="0.9", test_each_epoch="true"),
+    "all the augmentation, channels last": tiny(
+        epochs="4",
+        channels_last="true",
+        data__flip="true",
+        data__erasing="0.5",
+        data__randaugment="5",
+        optimizer__precision="bfloat16",
+    ),
+    "tet, membrane, smoothing": tiny(
+        epochs="4",
+        model__readout="membrane",
+        optimizer__loss="tet",
+        optimizer__label_smoothing="0.1",
+        optimizer__warmup_from="0.1",
+        optimizer__cooldown="0.3",
+    ),
+    "part of the data": tiny(epochs="4", data__limit="600"),
     "with control": tiny(control="true", epochs="3", development__start="0.2"),
 }
 
@@ -210,7 +231,16 @@ def test_no_run_folder(tmp_path: Path) -> None:
 def test_the_folder_of_a_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     done = train(tiny(control="true", epochs="4"), path)
-    names = ["checkpoint", "config.toml", "control", "development.npz", "environment.json", "history.jsonl", "model"]
+    names = [
+        "answers.npz",
+        "checkpoint",
+        "config.toml",
+        "control",
+        "development.npz",
+        "environment.json",
+        "history.jsonl",
+        "model",
+    ]
     assert sorted(p.name for p in path.iterdir()) == names
     assert sorted(p.name for p in (path / "control").iterdir()) == [n for n in names if n != "control"]
     history = read_history(path / "history.jsonl")
@@ -258,10 +288,11 @@ def assert_same_run(left: Path, right: Path) -> None:
     tensors, manifest = Path("model/model.safetensors"), Path("model/manifest.json")
     assert (left / tensors).read_bytes() == (right / tensors).read_bytes()
     assert (left / manifest).read_bytes() == (right / manifest).read_bytes()
-    with np.load(left / "development.npz") as a, np.load(right / "development.npz") as b:
-        assert a.files == b.files
-        for name in a.files:
-            np.testing.assert_array_equal(a[name], b[name], strict=True)
+    for record in ("development.npz", "answers.npz"):
+        with np.load(left / record) as a, np.load(right / record) as b:
+            assert a.files == b.files
+            for name in a.files:
+                np.testing.assert_array_equal(a[name], b[name], strict=True)
     histories = [from_text((folder / "history.jsonl").read_text(), str(folder)) for folder in (left, right)]
     assert any(isinstance(line, EpochLine) for line in histories[0])
     assert without_time(histories[0]) == without_time(histories[1])

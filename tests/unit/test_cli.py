@@ -24,9 +24,12 @@ from dpap.report.history import read_history
 from dpap.training.loop import resume, train
 
 FLAGS = {
-    "train": {"--set", "--epochs", "--seed", "--out", "--device", "--no-control"},
-    "resume": set(),
-    "evaluate": set(),
+    "train": {"--set", "--epochs", "--seed", "--out", "--device", "--data-dir", "--no-control"},
+    "resume": {"--data-dir"},
+    "evaluate": {"--data-dir"},
+    "report": set(),
+    "compare": {"--against", "--out"},
+    "data": {"--data-dir"},
     "recipes": set(),
 }
 SMALL = [part for key, value in TINY.items() if key != "control" for part in ("--set", f"{key}={value}")]
@@ -68,6 +71,13 @@ def test_the_set_of_commands_and_flags_is_fixed() -> None:
     assert found == FLAGS
 
 
+def test_python_m_dpap_is_the_same_command() -> None:
+    words = [sys.executable, "-m", "dpap", "train", "digit-snn"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "did you mean 'digits-snn'" in done.stderr
+
+
 def test_recipes_lists_every_recipe_with_what_it_is(dpap: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = dpap("recipes")
     assert code == 0
@@ -96,12 +106,63 @@ def test_train_prints_the_run_beside_its_control(dpap: Callable[..., tuple[int, 
     assert f"{100 * control.result.test_accuracy:.2f} %" in out
     assert f"{history.result.macs:,.0f}" in out
     assert f"{control.result.synops:,.0f}" in out
+    page = tmp_path / "runs/digits-snn-1/report.html"
+    assert "digits-snn" in page.read_text()
+    page.unlink()
+    assert dpap("report", "runs/digits-snn-1")[0] == 0
+    assert page.exists()
 
     code, again, _ = dpap("evaluate", "runs/digits-snn-1")
     assert code == 0
     for row in ("test accuracy", "connectivity", "parameters", "MACs", "SOPs", "energy"):
         assert next(line for line in again.splitlines() if row in line) in out
     assert "training" not in again
+
+
+@pytest.fixture
+def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without any data set; the empty folder where they would be."""
+    for name in ("DPAP_DATA", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        (tmp_path / "empty" / name).mkdir(parents=True)
+        monkeypatch.setenv(name, str(tmp_path / "empty" / name))
+    return tmp_path / "empty" / "DPAP_DATA"
+
+
+def test_data_says_what_is_missing(dpap: Callable[..., tuple[int, str, str]], no_data: Path) -> None:
+    code, out, _ = dpap("data")
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.startswith("mnist"))
+    assert "missing" in line and "0 of 4" in line and "MB" in line
+    code, out, _ = dpap("data", "verify", "mnist")
+    assert code == 0
+    assert "missing" in out and "cifar" not in out
+    assert not any(no_data.iterdir())
+
+
+DATA_SAYS = {
+    "action": (["lst"], "did you mean 'list'"),
+    "nothing to fetch": (["fetch"], "nothing named to fetch"),
+    "name": (["verify", "mnits"], "did you mean 'mnist'"),
+    "folder": (["--data-dir", "nowhere"], "no such folder"),
+}
+
+
+@pytest.mark.parametrize("name", DATA_SAYS)
+def test_bad_words_about_data(name: str, dpap: Callable[..., tuple[int, str, str]], no_data: Path) -> None:
+    words, says = DATA_SAYS[name]
+    code, _, err = dpap("data", *words)
+    assert code == 1
+    assert says in err
+
+
+def test_data_dir_is_another_way_to_name_the_folder(
+    dpap: Callable[..., tuple[int, str, str]], no_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other" / "mnist").mkdir(parents=True)
+    (tmp_path / "other" / "mnist" / "train-labels-idx1-ubyte.gz").write_bytes(b"no gzip")
+    code, out, _ = dpap("data", "list", "mnist", "--data-dir", tmp_path / "other")
+    assert "1 of 4" in out or "damaged" in out
+    assert code in (0, 1)
 
 
 def test_each_run_gets_a_folder_of_its_own(dpap: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -140,7 +201,7 @@ SAYS = {
     "type": (["--set", "data.batch_size=many"], "data.batch_size = 'many' is not allowed"),
     "target": (["--set", "development.target.connectivity=0.0001"], "cannot be reached"),
     "too many blocks": (["--set", "model.blocks=[[2],[2],[2],[2]]"], "to nothing"),
-    "score": (["digits-ann", "--set", "development.score=stdp"], "more than one time step"),
+    "score": (["digits-ann", "--set", "development.unit_score=stdp"], "more than one time step"),
     "released without spikes": (["digits-ann", "--set", "development.rule=released"], "released"),
     "batch": (["--set", "development.rule=released", "--set", "data.batch_size=5000"], "larger than the 1347"),
 }
@@ -183,7 +244,7 @@ def test_an_existing_folder_is_refused_and_untouched(dpap: Callable[..., tuple[i
 
 
 def test_commands_on_what_is_no_run(dpap: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
-    for command in ("resume", "evaluate"):
+    for command in ("resume", "evaluate", "report", "compare"):
         code, _, err = dpap(command, tmp_path / "nothing")
         assert code == 1
         assert "no run folder" in err
@@ -194,16 +255,17 @@ def test_commands_on_what_is_no_run(dpap: Callable[..., tuple[int, str, str]], t
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
     dpap: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cli.loop.Run.loss
+    real = cli.loop.Run.forward
     calls = 0
 
-    def loss(self: cli.loop.Run, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def forward(self: cli.loop.Run, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal calls
         calls += 1
-        return real(self, outputs, labels) * (float("nan") if calls == 5 * 2 + 3 else 1)
+        outputs, loss = real(self, images, labels)
+        return outputs, loss * (float("nan") if calls == 5 * 2 + 3 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli.loop.Run, "loss", loss)
+        patch.setattr(cli.loop.Run, "forward", forward)
         code, _, err = dpap("train", *SMALL, "--out", "run", "--no-control")
     assert code == 1
     text = " ".join(err.split())

@@ -22,6 +22,7 @@ from dpap.config import (
     to_dict,
     to_toml,
 )
+from dpap.data import DATASETS, NEED_PATH
 from dpap.errors import DPAPError
 from dpap.recipes import RECIPES
 
@@ -52,7 +53,9 @@ def test_toml_round_trip_of_unusual_values() -> None:
         control=False,
         model=ModelConfig(blocks=((3,), (4, 5)), hidden=(), neuron="plif", dropout=0.25, readout="spikes"),
         optimizer=OptimizerConfig(name="sgd", lr=1e-05, clip=1.5, weight_decay=0.1 + 0.2, loss="mse"),
-        development=DevelopmentConfig(score="magnitude", target=TargetConfig(macs=0.5, connectivity=1 / 3)),
+        development=DevelopmentConfig(
+            unit_score="magnitude", kappa_synapse=0.25, target=TargetConfig(macs=0.5, connectivity=1 / 3)
+        ),
     )
     assert from_dict(tomllib.loads(to_toml(config))) == config
 
@@ -87,7 +90,25 @@ def test_absent_settings_are_the_word_none() -> None:
         ("threads", 0, "a whole number, at least 1, or none"),
         ("control", 1, "true or false"),
         ("data.batch_size", 0, "a whole number, at least 1"),
-        ("data.shift", -1, "a whole number, at least 0"),
+        ("data.crop", -1, "a whole number, at least 0"),
+        ("data.limit", 0, "a whole number, at least 1, or none"),
+        ("data.erasing", 1.5, "a number from 0 to 1"),
+        ("data.randaugment", 11, "a number from 0 to 10"),
+        ("data.path", "here", "none: data set"),
+        ("model.kernel", 4, "an odd whole number"),
+        ("model.pooled", -1, "a whole number, at least 0, or none"),
+        ("model.v_threshold", 0, "a number above 0"),
+        ("model.fc_v_threshold", 0, "a number above 0, or none"),
+        ("model.fc_neuron", "relu", 'a neuron like neuron = "lif", or none'),
+        ("model.votes", 0, "a whole number, at least 1"),
+        ("optimizer.warmup_from", -0.1, "a number from 0 to 1"),
+        ("optimizer.cooldown", 0.96, "at most 1 - warmup = 0.95"),
+        ("optimizer.label_smoothing", 1.0, "a number from 0 to below 1"),
+        ("optimizer.ema", 1.0, "a number above 0 and below 1, or none"),
+        ("optimizer.ema", 0.0, "a number above 0 and below 1, or none"),
+        ("optimizer.precision", "float16", '"float32" or "bfloat16" on a CPU'),
+        ("development.kappa_unit", -1.0, "a number, at least 0, or none"),
+        ("test_each_epoch", 1, "true or false"),
         ("model.blocks", [[]], "lists of widths"),
         ("model.blocks", [[16, 0]], "lists of widths"),
         ("model.blocks", [16], "a list, each entry a whole number"),
@@ -126,7 +147,11 @@ def test_bad_values_name_key_value_and_what_is_allowed(key: str, value: object, 
     ("key", "value", "nearest"),
     [
         ("development.rule", "dpep", "'dpap'"),
-        ("development.score", "magnitud", "'magnitude'"),
+        ("development.unit_score", "magnitud", "'magnitude'"),
+        ("development.synapse_score", "weighted", "'weighted-input'"),
+        ("data.train_normalization", "imagnet", "'imagenet'"),
+        ("optimizer.precision", "bfloat", "'bfloat16'"),
+        ("model.fc_surrogate", "quadratic", "'quadratic_gate'"),
         ("device", "cdua", "'cuda'"),
         ("data.name", "digit", "'digits'"),
         ("model.name", "convnt", "'convnet'"),
@@ -204,6 +229,42 @@ def test_networks_without_time() -> None:
     with pytest.raises(DPAPError, match=r"model\.readout = 'spikes'"):
         ModelConfig(neuron="relu", num_steps=1, readout="spikes")
     ModelConfig(neuron="relu", num_steps=1)
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    settings = OptimizerConfig(precision="float16")
+    assert Config(device="cuda", optimizer=settings).optimizer.precision == "float16"
+    with pytest.raises(DPAPError, match=r"optimizer\.precision = 'float16'"):
+        Config(optimizer=settings)
+    assert Config(optimizer=OptimizerConfig(precision="bfloat16")).device == "cpu"
+
+
+def test_a_loss_of_every_step_needs_time() -> None:
+    ann = ModelConfig(neuron="relu", num_steps=1)
+    with pytest.raises(DPAPError, match=r"optimizer\.loss = 'tet'"):
+        Config(model=ann, optimizer=OptimizerConfig(loss="tet"))
+    Config(model=ann, optimizer=OptimizerConfig(loss="mse"))
+    Config(optimizer=OptimizerConfig(loss="tet"))
+
+
+def test_data_sets_of_ones_own_need_a_path_and_others_have_none() -> None:
+    assert {"images", "npz"} == NEED_PATH
+    assert DATASETS.keys() >= NEED_PATH
+    for name in NEED_PATH:
+        with pytest.raises(DPAPError, match=r"data\.path = none") as caught:
+            DataConfig(name=name)
+        assert "a folder or file" in caught.value.fix
+        assert DataConfig(name=name, path="mine").path == "mine"
+
+
+@pytest.mark.parametrize("setting", [{"unit_score": "hebb"}, {"synapse_score": "hebb"}, {"kappa_synapse": 0.1}])
+@pytest.mark.parametrize("rule", ["paper", "released"])
+def test_rules_that_are_fixed_take_no_score_and_no_level(rule: str, setting: dict[str, Any]) -> None:
+    with pytest.raises(DPAPError, match=f"development.{next(iter(setting))}") as caught:
+        DevelopmentConfig(rule=rule, **setting)
+    assert f'rule "{rule}" has none to choose' in caught.value.fix
+    DevelopmentConfig(rule="dpap", **setting)
+    DevelopmentConfig(rule="none", **setting)
 
 
 def test_the_control_differs_in_the_rule_alone() -> None:

@@ -13,7 +13,9 @@ from dpap.report.history import (
     TIME_FIELDS,
     DevelopmentLine,
     EpochLine,
+    LayerResult,
     Line,
+    NeuronResult,
     ResultLine,
     RunLine,
     from_text,
@@ -28,6 +30,7 @@ EPOCH = EpochLine(
     loss=0.5,
     train_accuracy=0.75,
     validation_accuracy=None,
+    test_accuracy=None,
     lr=1e-3,
     connectivity=0.9,
     alive_units={"conv1": 3},
@@ -41,16 +44,46 @@ RESULT = ResultLine(
     test_accuracy=0.9,
     test_correct=9,
     test_samples=10,
+    best_test_accuracy=None,
     connectivity=0.1,
     connectivity_conv=None,
+    sparsity_paper=0.85,
     parameters=5,
-    macs=6,
-    synops=7.5,
-    energy_pj=8.5,
     dense_parameters=50,
+    macs=6,
     dense_macs=60,
+    macs_real=2,
+    dense_macs_real=20,
+    synops=7.5,
+    neuron_updates=3,
+    dense_neuron_updates=4,
+    energy_pj=8.5,
+    memory_pj=100.5,
+    dense_snn_pj=80.5,
+    dense_ann_pj=90.5,
+    paper_proxy_pj=9.5,
     alive_units={"conv1": 3},
     units={"conv1": 4},
+    layers=[
+        LayerResult(
+            name="conv1",
+            kind="conv",
+            outputs=4,
+            alive_outputs=3,
+            inputs=1,
+            alive_inputs=1,
+            synapses=36,
+            living_synapses=27,
+            macs=6,
+            dense_macs=60,
+            sops=None,
+        )
+    ],
+    neurons=[NeuronResult(name="conv1", units=3, silent=1, rate=0.25)],
+    latency_ms=0.5,
+    dense_latency_ms=1.5,
+    latency_batch=64,
+    threads=1,
     seconds=2.0,
 )
 LINES: list[Line] = [RUN, DEVELOPMENT, EPOCH, RESULT]
@@ -62,6 +95,8 @@ def test_round_trip(tmp_path: Path) -> None:
     history = read_history(path)
     assert (history.run, history.epochs, history.development, history.result) == (RUN, (EPOCH,), (DEVELOPMENT,), RESULT)
     assert from_text(path.read_text(), "here") == LINES
+    assert isinstance(history.result, ResultLine)
+    assert history.result.layers[0].kind == "conv", "nested lines are objects again, not dicts"
 
 
 def test_each_line_is_one_json_object_that_says_its_type() -> None:
@@ -77,7 +112,8 @@ def test_a_run_that_is_not_over_has_no_result(tmp_path: Path) -> None:
 
 
 def test_without_time_hides_the_clock_and_nothing_else() -> None:
-    slower = [RUN, DEVELOPMENT, replace(EPOCH, seconds=9.0, samples_per_second=1.0), replace(RESULT, seconds=None)]
+    clock = replace(RESULT, seconds=None, latency_ms=9.0, dense_latency_ms=9.0, threads=2)
+    slower = [RUN, DEVELOPMENT, replace(EPOCH, seconds=9.0, samples_per_second=1.0), clock]
     assert without_time(slower) == without_time(LINES)
     assert without_time([replace(EPOCH, loss=0.6)]) != without_time([EPOCH])
     assert without_time([EPOCH])[0].keys() == {"type", *EPOCH.__dataclass_fields__} - set(TIME_FIELDS)
@@ -99,8 +135,17 @@ def test_a_foreign_line_is_refused_with_its_number(text: str) -> None:
 
 
 def test_other_fields_are_refused() -> None:
-    with pytest.raises(DPAPError, match="other fields than schema 1"):
+    with pytest.raises(DPAPError, match="other fields than schema 2"):
         from_text('{"type": "epoch", "epoch": 1}', "history.jsonl")
+
+
+@pytest.mark.parametrize("part", [{"name": "conv1"}, "conv1"])
+def test_other_fields_inside_a_result_are_refused(part: object) -> None:
+    line = json.loads(to_text([RESULT]))
+    line["layers"] = [part]
+    with pytest.raises(DPAPError, match="'result/layers' has other fields than schema 2") as caught:
+        from_text(to_text([RUN]) + json.dumps(line), "history.jsonl")
+    assert "line 2 of history.jsonl" in caught.value.where
 
 
 def test_a_file_that_is_no_history(tmp_path: Path) -> None:

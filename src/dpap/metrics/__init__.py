@@ -10,14 +10,18 @@ from dpap.metrics.connectivity import (
     unit_density,
 )
 from dpap.metrics.energy import EnergyCost, EnergyEstimate
+from dpap.metrics.latency import latency
 from dpap.metrics.measurement import Measurement, estimate_energy, measure
+from dpap.metrics.rates import FiringRate, RateCounter
 from dpap.metrics.synops import SynopCount, SynopCounter, count_macs, count_neuron_updates, count_synops
 
 __all__ = [
     "EnergyCost",
     "EnergyEstimate",
+    "FiringRate",
     "McNemar",
     "Measurement",
+    "RateCounter",
     "Summary",
     "SynopCount",
     "SynopCounter",
@@ -31,6 +35,7 @@ __all__ = [
     "count_synops",
     "difference",
     "estimate_energy",
+    "latency",
     "mcnemar",
     "measure",
     "sparsity_paper",

@@ -72,7 +72,10 @@ def mcnemar(first: Bool[Tensor, " samples"], second: Bool[Tensor, " samples"]) -
     """
     b, c = int((first & ~second).sum()), int((second & ~first).sum())
     # Whole numbers until the one division: exact for any number of samples.
-    tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1))
+    tail = ways = 1  # ways: b + c over k
+    for k in range(1, min(b, c) + 1):
+        ways = ways * (b + c - k + 1) // k
+        tail += ways
     return McNemar(only_first=b, only_second=c, p_value=min(1.0, 2 * tail / 2 ** (b + c)))
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from dpap.graph.group import Graph
 from dpap.metrics.accuracy import is_correct
 from dpap.metrics.connectivity import ALL, connectivity, count_parameters, sparsity_paper, unit_density
 from dpap.metrics.energy import EnergyCost, EnergyEstimate, paper_proxy_pj
+from dpap.metrics.rates import FiringRate, RateCounter
 from dpap.metrics.synops import (
     Forward,
     SynopCount,
@@ -32,6 +34,8 @@ class Measurement:
     samples: int
     accuracy: float | None
     """Share answered rightly; None without labels."""
+    correct: Bool[Tensor, " samples"] | None
+    """Which were; None without labels."""
     connectivity: float
     """Living synapses / synapses of the network that the graph was made of."""
     connectivity_conv: float | None
@@ -45,6 +49,8 @@ class Measurement:
     """Those whose input is real-valued; only they enter the energy."""
     synops: SynopCount
     neuron_updates_per_sample: int
+    rates: Mapping[str, FiringRate]
+    """By group; those whose activity is that of a neuron or activation module."""
     energy: EnergyEstimate
 
 
@@ -72,7 +78,7 @@ def measure(
         DPAPError: Masks that do not fit the graph, no batch, or a layer that cannot be observed.
     """
     right: list[Tensor] = []
-    with SynopCounter(model, graph) as counter, evaluating(model):
+    with SynopCounter(model, graph) as counter, RateCounter(model, graph) as rates, evaluating(model):
         for batch in batches:
             inputs, labels = split(batch)
             outputs = run(model, inputs, forward)
@@ -83,6 +89,7 @@ def measure(
     return Measurement(
         samples=synops.samples,
         accuracy=float(torch.cat(right).double().mean()) if right else None,
+        correct=torch.cat(right) if right else None,
         connectivity=connectivity(graph, alive, synapses),
         connectivity_conv=connectivity(graph, alive, synapses, "conv") if has_conv else None,
         sparsity_paper=sparsity_paper(graph, alive, synapses),
@@ -92,6 +99,7 @@ def measure(
         macs_real_per_sample=count_macs(graph, alive, inputs="real"),
         synops=synops,
         neuron_updates_per_sample=count_neuron_updates(graph, alive),
+        rates=rates.count(alive),
         energy=estimate_energy(graph, synops, alive, synapses, cost or EnergyCost.horowitz_45nm_fp32()),
     )
 

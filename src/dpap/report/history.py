@@ -15,8 +15,8 @@ from typing import Any
 
 from dpap.errors import DPAPError
 
-SCHEMA = 1
-TIME_FIELDS = ("seconds", "samples_per_second")
+SCHEMA = 2
+TIME_FIELDS = ("seconds", "samples_per_second", "latency_ms", "dense_latency_ms", "threads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,8 @@ class EpochLine:
     """Share of the epoch's samples that were right, each judged before its batch's update."""
     validation_accuracy: float | None
     """None when no validation split is held out."""
+    test_accuracy: float | None
+    """None unless the config asks for it; nothing in the run depends on it."""
     lr: float
     """Learning rate of the last batch."""
     connectivity: float
@@ -82,26 +84,84 @@ class DevelopmentLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerResult:
+    """One convolution or linear layer of the finished network beside its dense form. Operations are per sample."""
+
+    name: str
+    kind: str
+    """"conv" or "linear"."""
+    outputs: int
+    alive_outputs: int
+    inputs: int
+    """Units that feed it: channels of a convolution, entries of a linear layer's input."""
+    alive_inputs: int
+    synapses: int
+    living_synapses: int
+    macs: int
+    dense_macs: int
+    sops: float | None
+    """None where the input is real-valued."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronResult:
+    """The neurons of one layer of the finished network, over the test split."""
+
+    name: str
+    units: int
+    """Living ones."""
+    silent: int
+    """Living units that never fired (whose output was never above 0)."""
+    rate: float
+    """Mean spikes per living neuron and step; of an ordinary network, the share of outputs that is not 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultLine:
-    """The finished network on the test split, which is looked at here and nowhere else."""
+    """The finished network on the test split. Operations and energies are per sample."""
 
     test_accuracy: float
     test_correct: int
     test_samples: int
+    best_test_accuracy: float | None
+    """The paper's protocol, for comparison only: the best epoch after the last death, chosen on the test split itself.
+    None unless the config has the test split measured after every epoch."""
     connectivity: float
     connectivity_conv: float | None
     """None for a network without convolutions."""
+    sparsity_paper: float
+    """Share of own zero weights, as papers report it."""
     parameters: int
-    macs: float
-    """Per sample."""
-    synops: float
-    """Per sample."""
-    energy_pj: float
-    """Estimate, compute only, per sample."""
     dense_parameters: int
+    macs: float
     dense_macs: float
+    macs_real: float
+    """Those with a real-valued input; only they enter the energy."""
+    dense_macs_real: float
+    synops: float
+    neuron_updates: float
+    dense_neuron_updates: float
+    energy_pj: float
+    """Estimate, compute only."""
+    memory_pj: float
+    """Estimate, memory traffic only."""
+    dense_snn_pj: float
+    """Estimate of the dense network if every neuron fired at every step."""
+    dense_ann_pj: float
+    """Estimate of the dense network as an ordinary one, a single pass."""
+    paper_proxy_pj: float
+    """The paper's energy: dense operations of one step x T x (1 - sparsity), at the price of an accumulation."""
     alive_units: dict[str, int]
     units: dict[str, int]
+    layers: list[LayerResult]
+    neurons: list[NeuronResult]
+    latency_ms: float | None
+    """Median time of one batch of `latency_batch` samples through the finished network, in evaluation mode."""
+    dense_latency_ms: float | None
+    """The same of the dense network, in the same interleaved runs."""
+    latency_batch: int | None
+    threads: int | None
+    """CPU threads while the latency was measured; None on another device."""
     seconds: float | None
     """Of training, evaluation left out; None when the network was measured apart from its run."""
 
@@ -114,6 +174,8 @@ LINES: Mapping[str, type[Line]] = {
     "result": ResultLine,
 }
 _NAMES = {cls: name for name, cls in LINES.items()}
+_PARTS: Mapping[str, type[LayerResult | NeuronResult]] = {"layers": LayerResult, "neurons": NeuronResult}
+"""Fields of a result that hold objects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,10 +240,19 @@ def _line(raw: str, where: str) -> Line:
         raise DPAPError(
             "This is no line of a history.", where=where, fix="use the file as `dpap train` wrote it"
         ) from error
-    if values.keys() != {item.name for item in fields(cls)}:
+    _check_fields(values, cls, _NAMES[cls], where)
+    if cls is ResultLine:
+        for name, part in _PARTS.items():
+            for entry in values[name]:
+                _check_fields(entry, part, f"{_NAMES[cls]}/{name}", where)
+            values[name] = [part(**entry) for entry in values[name]]
+    return cls(**values)
+
+
+def _check_fields(values: Any, cls: type[Any], name: str, where: str) -> None:
+    if not isinstance(values, dict) or values.keys() != {item.name for item in fields(cls)}:
         raise DPAPError(
-            f"A line of type {_NAMES[cls]!r} has other fields than schema {SCHEMA} says.",
+            f"A line of type {name!r} has other fields than schema {SCHEMA} says.",
             where=where,
             fix="read it with the dpap that wrote it",
         )
-    return cls(**values)

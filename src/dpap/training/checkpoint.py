@@ -6,6 +6,7 @@
     development.npz    step, progress, and use/<group>, survival/<group>, alive/<group> of each development step
     checkpoint/        the state after each of the last two epochs
     model/             the network at the end (`dpap.load`)
+    answers.npz        correct (N,): which test samples that network answers rightly
     control/           the unpruned control, a run folder of its own
 
 An epoch is complete once its checkpoint is there. A checkpoint says how far the other files had come, and going on
@@ -21,6 +22,7 @@ import logging
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from dpap.config import Config, read_config, to_toml
@@ -170,6 +173,11 @@ class RunFolder:
             raise DPAPError(f"The record of development ends before step {steps}.", where=str(self.development_path))
         return record
 
+    def write_answers(self, correct: Bool[Tensor, " N"]) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, correct=correct.cpu().numpy())
+        write_atomic(self.path / "answers.npz", buffer.getvalue())
+
     # checkpoints
 
     def write_checkpoint(self, epoch: int, state: Mapping[str, Any]) -> None:
@@ -242,6 +250,7 @@ def environment(device: str) -> dict[str, Any]:
     """What a run runs on; no paths, no names of people or machines."""
     return {
         "dpap": dpap_version(),
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -251,6 +260,18 @@ def environment(device: str) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _commit() -> str | None:
+    """Of the checkout that the library runs from, "-dirty" behind it where files were changed; None elsewhere."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _processor() -> str:

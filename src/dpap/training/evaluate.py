@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from dpap.data import Dataset, Split, load_dataset
+from dpap.data import Dataset, load_dataset
 from dpap.errors import DPAPError
 from dpap.graph.front import find_groups
 from dpap.graph.group import Graph
 from dpap.io import kept_units, load
-from dpap.metrics import accuracy, count_macs, count_parameters, count_synapses, measure, stored_synapses
+from dpap.metrics import (
+    count_macs,
+    count_neuron_updates,
+    count_parameters,
+    estimate_energy,
+    latency,
+    measure,
+    stored_synapses,
+)
+from dpap.metrics.connectivity import distinct_layers, living_fan_out, living_inputs, living_outputs
 from dpap.models import build, built_from
-from dpap.report.history import ResultLine
+from dpap.report.history import LayerResult, NeuronResult, ResultLine
 from dpap.training.checkpoint import RunFolder
 
 BATCH = 256
 """Samples evaluated at once; it changes no answer."""
+LATENCY_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +42,6 @@ class Evaluation:
     result: ResultLine
     control: ResultLine | None
     """None for a run without one."""
-
-
-def split_accuracy(model: nn.Module, split: Split) -> float:
-    """Share of the samples of a split that are answered rightly, in evaluation mode."""
-    return accuracy(model, split.batches(BATCH))
 
 
 def evaluate_run(path: Path) -> Evaluation:
@@ -52,12 +59,14 @@ def evaluate_run(path: Path) -> Evaluation:
         )
     config = folder.config()
     require_device(config.device)
-    data = load_dataset(config.data.name)
+    data = load_dataset(config.data.name, config.data.path)
+
+    def result(of: RunFolder) -> ResultLine:
+        return evaluate_saved(of.model_path, data, device=config.device, channels_last=config.channels_last).result
+
     control = RunFolder(folder.control_path)
     return Evaluation(
-        path=path,
-        result=evaluate_saved(folder.model_path, data, device=config.device),
-        control=evaluate_saved(control.model_path, data, device=config.device) if control.model_path.exists() else None,
+        path=path, result=result(folder), control=result(control) if control.model_path.exists() else None
     )
 
 
@@ -71,40 +80,143 @@ def require_device(device: str) -> None:
         )
 
 
-def evaluate_saved(folder: Path, data: Dataset, *, device: str = "cpu", seconds: float | None = None) -> ResultLine:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A saved network on the test split."""
+
+    result: ResultLine
+    correct: Bool[Tensor, " samples"]
+    """Which test samples it answers rightly."""
+
+
+def evaluate_saved(
+    folder: Path,
+    data: Dataset,
+    *,
+    device: str = "cpu",
+    channels_last: bool = False,
+    seconds: float | None = None,
+    best_test_accuracy: float | None = None,
+) -> Measured:
     """Load the network in `folder` and measure it on the test split.
 
     Connectivity is against the dense network, built anew: living are the weights that are in the saved network and, in
     its linear layers, not zero (a dead synapse is stored as zero).
 
+    Args:
+        seconds, best_test_accuracy: What the run knows and the saved network does not; see `ResultLine`.
+
     Raises:
         DPAPError: the folder holds no network of this library's models, or it is damaged.
     """
-    model = load(folder).to(device)
-    test = data.test.to(device)
-    graph = find_groups(model, test.images[:2])
-    dense, dense_graph = _dense(model, test.images[:2])
+    model = placed(load(folder), device, channels_last)
+    data = data.to(device)
+    example = data.spec.prepared(data.test.images[:LATENCY_BATCH])
+    graph = find_groups(model, example[:2])
+    dense, dense_graph = _dense(model, example[:2])
     alive = _alive(folder, graph)
     synapses = stored_synapses(model, graph)
-    found = measure(model, graph, test.batches(BATCH), alive, synapses)
+    found = measure(model, graph, data.batches(data.test, BATCH), alive, synapses)
     assert found.accuracy is not None, "the test split has labels"
-    conv = count_synapses(dense_graph, kind="conv")
-    return ResultLine(
+    assert found.correct is not None
+    dense_energy = estimate_energy(dense_graph, found.synops)
+    layers = _layers(graph, dense_graph, alive, synapses, found.synops.sops_per_layer)
+    conv = [layer for layer in layers if layer.kind == "conv"]
+    sparsity = _sparsity_paper(layers)
+    small_seconds, dense_seconds = latency(
+        [model, placed(dense, device, channels_last)],
+        example.contiguous(memory_format=memory_format(channels_last)),
+    )
+    result = ResultLine(
         test_accuracy=found.accuracy,
-        test_correct=round(found.accuracy * found.samples),
+        test_correct=int(found.correct.sum()),
         test_samples=found.samples,
-        connectivity=count_synapses(graph, alive, synapses) / count_synapses(dense_graph),
-        connectivity_conv=count_synapses(graph, alive, synapses, "conv") / conv if conv else None,
+        best_test_accuracy=best_test_accuracy,
+        connectivity=_connectivity(layers),
+        connectivity_conv=_connectivity(conv) if conv else None,
+        sparsity_paper=sparsity,
         parameters=found.parameters,
-        macs=found.macs_per_sample,
-        synops=found.synops.sops_per_sample,
-        energy_pj=found.energy.compute_pj,
         dense_parameters=count_parameters(dense, dense_graph),
+        macs=found.macs_per_sample,
         dense_macs=count_macs(dense_graph),
+        macs_real=found.macs_real_per_sample,
+        dense_macs_real=count_macs(dense_graph, inputs="real"),
+        synops=found.synops.sops_per_sample,
+        neuron_updates=found.neuron_updates_per_sample,
+        dense_neuron_updates=count_neuron_updates(dense_graph),
+        energy_pj=found.energy.compute_pj,
+        memory_pj=found.energy.memory_pj,
+        dense_snn_pj=dense_energy.dense_snn_pj,
+        dense_ann_pj=dense_energy.dense_ann_pj,
+        paper_proxy_pj=(1 - sparsity) * dense_energy.paper_proxy_pj,
         alive_units={g.name: int(alive[g.name].sum()) if g.name in alive else g.units for g in graph.groups},
         units={g.name: g.units for g in dense_graph.groups},
+        layers=layers,
+        neurons=[NeuronResult(name=name, **asdict(rate)) for name, rate in found.rates.items()],
+        latency_ms=1000 * small_seconds,
+        dense_latency_ms=1000 * dense_seconds,
+        latency_batch=len(example),
+        threads=torch.get_num_threads() if device == "cpu" else None,
         seconds=seconds,
     )
+    return Measured(result=result, correct=found.correct)
+
+
+def placed(model: nn.Module, device: str, channels_last: bool) -> nn.Module:
+    """The model on its device, its convolutions in the memory format."""
+    return model.to(device).to(memory_format=memory_format(channels_last))  # type: ignore[no-any-return,call-overload]
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _layers(
+    graph: Graph,
+    dense: Graph,
+    alive: Mapping[str, Tensor],
+    synapses: Mapping[str, Tensor],
+    sops: Mapping[str, float],
+) -> list[LayerResult]:
+    """Each layer beside its dense form, which has the same name; one that several calls share is listed once."""
+    small = {layer.name: layer for layer in distinct_layers(graph)}
+    found = []
+    for layer in distinct_layers(dense):
+        now = small[layer.name]
+        found.append(
+            LayerResult(
+                name=layer.name,
+                kind=layer.kind,
+                outputs=layer.out_units.size,
+                alive_outputs=int(living_outputs(now, alive).sum()),
+                inputs=layer.in_owner.size,
+                alive_inputs=int(living_inputs(now, alive).sum()),
+                synapses=layer.out_units.size * layer.in_owner.size * layer.kernel,
+                living_synapses=int(living_fan_out(now, alive, synapses).sum()) * layer.kernel,
+                macs=_layer_macs(graph, layer.name, alive),
+                dense_macs=_layer_macs(dense, layer.name, {}),
+                sops=sops.get(layer.name),
+            )
+        )
+    return found
+
+
+def _layer_macs(graph: Graph, name: str, alive: Mapping[str, Tensor]) -> int:
+    return count_macs(replace(graph, layers=tuple(layer for layer in graph.layers if layer.name == name)), alive)
+
+
+def _connectivity(layers: Sequence[LayerResult]) -> float:
+    return sum(layer.living_synapses for layer in layers) / sum(layer.synapses for layer in layers)
+
+
+def _sparsity_paper(layers: Sequence[LayerResult]) -> float:
+    """Own zero weights over all: those that a living unit reads from a dead one do not count as zero there."""
+    kept = sum(
+        layer.living_synapses
+        + layer.alive_outputs * (layer.inputs - layer.alive_inputs) * layer.synapses / (layer.outputs * layer.inputs)
+        for layer in layers
+    )
+    return 1 - kept / sum(layer.synapses for layer in layers)
 
 
 def _dense(model: nn.Module, example: Tensor) -> tuple[nn.Module, Graph]:

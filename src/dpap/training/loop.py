@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from dpap.config import Config
 from dpap.errors import DPAPError
 from dpap.io import save
-from dpap.report.history import EpochLine, Line, ResultLine
+from dpap.report.history import DevelopmentLine, EpochLine, Line, ResultLine
 from dpap.training.checkpoint import RunFolder
-from dpap.training.evaluate import Evaluation, evaluate_saved, split_accuracy
+from dpap.training.evaluate import Evaluation, evaluate_saved
 from dpap.training.randomness import seed_global
 from dpap.training.run import NotFinite, Progress, Run, set_rate
 
@@ -80,9 +79,29 @@ def _train_rest(run: Run, folder: RunFolder, watch: Watch | None) -> ResultLine:
         folder.write_checkpoint(epoch + 1, run.state(len(lines)))
     save(run.final_model(), folder.model_path, alive=run.alive)
     seconds = sum(line.seconds for line in lines if isinstance(line, EpochLine))
-    result = evaluate_saved(folder.model_path, run.data, device=run.config.device, seconds=seconds)
-    folder.write_lines([*lines, result])
-    return result
+    measured = evaluate_saved(
+        folder.model_path,
+        run.data,
+        device=run.config.device,
+        channels_last=run.config.channels_last,
+        seconds=seconds,
+        best_test_accuracy=best_after_last_death(lines),
+    )
+    folder.write_answers(measured.correct)
+    folder.write_lines([*lines, measured.result])
+    return measured.result
+
+
+def best_after_last_death(lines: Sequence[Line]) -> float | None:
+    """The paper's protocol: the best test accuracy over the epochs after the last death; None if none was measured."""
+    deaths = [
+        line.epoch
+        for line in lines
+        if isinstance(line, DevelopmentLine) and (line.died_units or line.isolated_units or line.died_synapses)
+    ]
+    last = max(deaths, default=0)  # its epoch's accuracy is measured after that death, at the epoch's end
+    found = [line.test_accuracy for line in lines if isinstance(line, EpochLine) and line.epoch >= last]
+    return max((value for value in found if value is not None), default=None)
 
 
 def train_epoch(run: Run, epoch: int, watch: Watch | None = None) -> list[Line]:
@@ -96,15 +115,10 @@ def train_epoch(run: Run, epoch: int, watch: Watch | None = None) -> list[Line]:
         lr = set_rate(optimizer, config.optimizer, epoch * run.batch_count + batch, run.total_batches)
         seed_global(config.seed, "dropout", epoch, batch)
         with run.observing():
-            outputs = model(images)
-            loss = run.loss(outputs, labels)
+            outputs, loss = run.forward(images, labels)
         if not math.isfinite(value := loss.item()):
             raise NotFinite(f"The loss became {value}", batch)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.optimizer.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-        optimizer.step()
+        run.update(loss)
         lines += run.develop(epoch, batch)
         loss_sum, seen = loss_sum + value * len(labels), seen + len(labels)
         right += int((outputs.argmax(1) == labels).sum())
@@ -112,7 +126,7 @@ def train_epoch(run: Run, epoch: int, watch: Watch | None = None) -> list[Line]:
             watch(run.progress(epoch, batch, loss_sum / seen, right / seen))
     seconds = time.perf_counter() - started
     run.check_finite(batch)
-    run.validation_accuracy = split_accuracy(model, run.data.validation) if config.data.hold_out else None
+    run.measure_epoch()
     return [*lines, run.epoch_line(epoch, loss_sum / seen, right / seen, lr, seconds, int(seen))]
 
 

@@ -5,25 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpap.config import Config, OptimizerConfig
-from dpap.data import Dataset, Split, load_dataset, random_shift
+from dpap.config import Config, DataConfig, DevelopmentConfig, ModelConfig, OptimizerConfig
+from dpap.data import Dataset, DataSpec, Split, load_dataset
+from dpap.data.augment import Augment
+from dpap.data.spec import chosen_share, unit_range
 from dpap.developer import DPAP
 from dpap.development import DevelopmentReport
 from dpap.errors import DPAPError
+from dpap.metrics import accuracy
 from dpap.models import build
 from dpap.report.history import DevelopmentLine, EpochLine, Line, ResultLine, RunLine
+from dpap.rules import RULES, Rule, dpap
+from dpap.scores import per_kind
 from dpap.training.checkpoint import RunFolder, restore
-from dpap.training.evaluate import require_device
+from dpap.training.evaluate import BATCH, memory_format, placed, require_device
+from dpap.training.losses import LOSSES, PER_STEP
 from dpap.training.randomness import derived_seed, generator, seed_global
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Record = dict[str, npt.NDArray[Any]]
 
@@ -65,11 +73,23 @@ class Run:
     def __init__(self, config: Config) -> None:
         require_device(config.device)
         self.config = config
-        self.data: Dataset = load_dataset(config.data.name).to(config.device)
-        self.samples: Split = self.data.training(hold_out=config.data.hold_out)
-        self.model = make_model(config, self.data).to(config.device)
+        self.data: Dataset = load_dataset(config.data.name, config.data.path).to(config.device)
+        self.samples: Split = training_samples(self.data, config.data)
+        self.augment = Augment(
+            crop=config.data.crop,
+            flip=config.data.flip,
+            erasing=config.data.erasing,
+            randaugment=config.data.randaugment,
+            fill=training_spec(self.data.spec, config.data).mean or (0.5,),
+        )
+        self.memory_format = memory_format(config.channels_last)
+        self.model = placed(make_model(config, self.data), config.device, config.channels_last)
+        decay = config.optimizer.ema
+        self.averaged = None if decay is None else averaged(self.model, decay)
         self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.scaler = torch.amp.GradScaler(config.device, enabled=config.optimizer.precision == "float16")
         self.validation_accuracy: float | None = None
+        self.test_accuracy: float | None = None
         self.connectivity = 1.0
         self._steps: list[DevelopmentReport] = []
         self._earlier: Record = {}
@@ -91,11 +111,10 @@ class Run:
         settings = self.config.development
         return DPAP(
             self.model,
-            self.samples.images[:2],
+            self.data.spec.prepared(self.samples.images[:2]),
             optimizer=self.optimizer,
             total_steps=self.config.epochs if self.every_epoch else self.total_batches,
-            rule=settings.rule,
-            score=settings.score,
+            rule=make_rule(settings),
             target=settings.target.named(),
             start=settings.start,
             stop=settings.stop,
@@ -103,25 +122,52 @@ class Run:
             development_steps=settings.development_steps,
             observe_every=settings.observe_every,
             seed=derived_seed(self.config.seed, "development"),
+            ema=None if self.averaged is None else self.averaged.module,
         )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch, in its order and with its augmentation."""
         seed, data = self.config.seed, self.config.data
         order = generator(seed, "order", epoch)
-        for batch, (images, labels) in enumerate(
-            self.samples.batches(data.batch_size, generator=order, full_only=self.full_only)
-        ):
-            yield random_shift(images, data.shift, generator(seed, "augment", epoch, batch)), labels
+        raw = self.samples.batches(data.batch_size, generator=order, full_only=self.full_only)
+        for batch, (images, labels) in enumerate(raw):
+            draws = generator(seed, "augment", epoch, batch)
+            images = self.augment(unit_range(images), draws)
+            images = training_spec(self.data.spec, data).normalized(images)
+            images = self.augment.after_normalization(images, draws)
+            yield images.contiguous(memory_format=self.memory_format), labels
 
     def observing(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dev is None else self.dev.observing()
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Of the mean output over time: cross-entropy, or the squared distance to the one-hot label."""
-        if self.config.optimizer.loss == "cross_entropy":
-            return F.cross_entropy(outputs, labels)
-        return F.mse_loss(outputs, F.one_hot(labels, outputs.shape[1]).to(outputs.dtype))
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean output over time (B, classes) and the loss, in the precision of the config."""
+        settings = self.config.optimizer
+        every_step = settings.loss in PER_STEP
+        with torch.autocast(
+            self.config.device, getattr(torch, settings.precision), enabled=settings.precision != "float32"
+        ):
+            outputs = self.model(images, every_step=True) if every_step else self.model(images)
+        outputs = outputs.float()  # a loss is a sum over many: never in half precision
+        loss = LOSSES[settings.loss](outputs, labels, settings.label_smoothing)
+        return (outputs.mean(0) if every_step else outputs), loss
+
+    def update(self, loss: Tensor) -> None:
+        """One step of the optimizer, and of the mean of the weights."""
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.config.optimizer.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
+
+    @property
+    def measured(self) -> nn.Module:
+        """The network whose accuracy is measured: the mean of the weights where there is one."""
+        return self.model if self.averaged is None else self.averaged.module
 
     def develop(self, epoch: int, batch: int) -> list[Line]:
         """Tell the development that a step was taken; a line for the history when somebody may have died."""
@@ -147,6 +193,13 @@ class Run:
                 warnings=list(report.warnings),
             )
         ]
+
+    def measure_epoch(self) -> None:
+        """Accuracies that the config asks for after every epoch; nothing in the run depends on them."""
+        if self.config.data.hold_out:
+            self.validation_accuracy = accuracy(self.measured, self.data.batches(self.data.validation, BATCH))
+        if self.config.test_each_epoch:
+            self.test_accuracy = accuracy(self.measured, self.data.batches(self.data.test, BATCH))
 
     def check_finite(self, batch: int) -> None:
         """So that a checkpoint is always a state from which one can go on."""
@@ -189,6 +242,7 @@ class Run:
             loss=loss,
             train_accuracy=accuracy,
             validation_accuracy=self.validation_accuracy,
+            test_accuracy=self.test_accuracy,
             lr=lr,
             connectivity=self.connectivity,
             alive_units={name: int(alive.sum()) for name, alive in self.alive.items()},
@@ -219,6 +273,8 @@ class Run:
             "model": dict(self.model.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "development": None if self.dev is None else self.dev.state_dict(),
+            "averaged": None if self.averaged is None else dict(self.averaged.state_dict()),
+            "scaler": self.scaler.state_dict(),
         }
 
     def go_back_to(self, folder: RunFolder) -> tuple[int, list[Line]]:
@@ -242,34 +298,76 @@ class Run:
             self.connectivity = self.dev.connectivity()
         restore(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.averaged is not None:
+            restore(self.averaged, state["averaged"])
+        self.scaler.load_state_dict(state["scaler"])
         return state["epoch"], lines
 
     def final_model(self) -> nn.Module:
-        """Compacted where the rule allows it."""
+        """The measured network, compacted where the rule allows it; training is over then."""
+        if self.averaged is not None:
+            restore(self.model, self.averaged.module.state_dict())
         if self.dev is None or self.config.development.rule == "released":
             return self.model
         return self.dev.compact()
 
 
+def make_rule(settings: DevelopmentConfig) -> Rule:
+    """The rule with the scores and levels of the config."""
+    if settings.rule != "dpap":
+        return RULES[settings.rule]()
+    given: dict[str, Any] = {"kappa_unit": settings.kappa_unit, "kappa_synapse": settings.kappa_synapse}
+    if settings.unit_score is not None or settings.synapse_score is not None:
+        given["score"] = per_kind(unit=settings.unit_score or "bcm", synapse=settings.synapse_score or "bcm")
+    return dpap(**{name: value for name, value in given.items() if value is not None})
+
+
+def training_samples(data: Dataset, settings: DataConfig) -> Split:
+    """What the run learns from.
+
+    Raises:
+        DPAPError: a limit above the number of samples.
+    """
+    samples = data.training(hold_out=settings.hold_out)
+    if settings.limit is None:
+        return samples
+    if settings.limit > len(samples):
+        raise DPAPError(
+            f"data.limit = {settings.limit}, but there are {len(samples)} training samples.",
+            where="setting data.limit",
+            fix="lower it, or set it to none",
+        )
+    return samples.part(chosen_share(samples.labels.cpu(), settings.limit / len(samples)))
+
+
+def training_spec(spec: DataSpec, settings: DataConfig) -> DataSpec:
+    """With the normalisation of training images.
+
+    Raises:
+        DPAPError: that of colour images for images of another number of channels.
+    """
+    if settings.train_normalization == "data":
+        return spec
+    if spec.shape[0] != len(IMAGENET_MEAN):
+        raise DPAPError(
+            f"The normalisation of ImageNet is of three channels; images of {spec.name!r} have {spec.shape[0]}.",
+            where="setting data.train_normalization",
+            fix='set it to "data"',
+        )
+    return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy that follows the model: mean <- decay mean + (1 - decay) weight, running statistics of norms included."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
 def make_model(config: Config, data: Dataset) -> nn.Module:
     """The dense network with the initial weights of the seed."""
-    settings = config.model
+    settings = {item.name: getattr(config.model, item.name) for item in fields(ModelConfig)}
+    name: str = settings.pop("name")
     seed_global(config.seed, "init")
-    return build(
-        settings.name,
-        shape=data.spec.shape,
-        classes=len(data.spec.classes),
-        blocks=settings.blocks,
-        hidden=settings.hidden,
-        neuron=settings.neuron,
-        tau=settings.tau,
-        surrogate=settings.surrogate,
-        norm=settings.norm,
-        pool=settings.pool,
-        dropout=settings.dropout,
-        num_steps=settings.num_steps,
-        readout=settings.readout,
-    )
+    return build(name, shape=data.spec.shape, classes=len(data.spec.classes), **settings)
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:
@@ -292,8 +390,8 @@ def set_rate(optimizer: torch.optim.Optimizer, settings: OptimizerConfig, step: 
 
 
 def rate_share(p: float, dp: float, settings: OptimizerConfig) -> float:
-    """Share of the peak rate at share p of the run: a straight line up during the warm-up, then half a cosine down."""
+    """Share of the peak rate at share p of the run: a straight line up during the warm-up, half a cosine down, flat."""
     if p < settings.warmup:
-        return min(1.0, (p + dp) / settings.warmup)
-    falling = (p - settings.warmup) / (1 - settings.warmup)
+        return settings.warmup_from + (1 - settings.warmup_from) * min(1.0, (p + dp) / settings.warmup)
+    falling = min(1.0, (p - settings.warmup) / max(1 - settings.warmup - settings.cooldown, dp))
     return settings.lr_end + (1 - settings.lr_end) * (1 + math.cos(math.pi * falling)) / 2

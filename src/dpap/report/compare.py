@@ -1,0 +1,587 @@
+"""`dpap compare`: what several runs say together. Runs become arms, arms are set beside their unpruned control.
+
+    compare_runs(runs)          reads run folders into a Comparison, which is plain data
+    compared(numbers)           the same from numbers that were read before
+
+`compare_table` says it in a terminal, `compare_page` on a page, `arm_names` finds names for the arms.
+
+Runs whose configs differ in nothing but the seed are one arm. Its control is the arm without pruning whose config is
+otherwise equal, be it given or found in `control/` of a run; runs are paired by seed, so what the seeds share (first
+weights, order of the samples) falls out of the difference.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dpap.errors import DPAPError, unknown_name
+from dpap.metrics.accuracy import McNemar, Summary, difference, mcnemar, summary
+from dpap.report.arm_names import SAME, family_of, flat, identity, labels, setting, shown
+from dpap.report.files import RunFiles, read_run
+from dpap.report.history import EpochLine, LayerResult, NeuronResult
+from dpap.report.svg import (
+    percent,
+)
+
+Splits = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochNumbers:
+    """One epoch of a run."""
+
+    accuracy: float | None
+    """On the split that is compared; None where it was not measured."""
+    seconds: float
+    """Of training in this epoch."""
+    connectivity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunNumbers:
+    """One finished run, as far as it is compared. Operations and energy are per sample."""
+
+    path: str
+    seed: int
+    config: Mapping[str, Any]
+    """As in config.toml."""
+    environment: Mapping[str, Any]
+    split: Splits
+    """Where its accuracies come from."""
+    accuracy: float
+    """After the last epoch."""
+    best_accuracy: float | None
+    """The paper's protocol: the best epoch after the last death, chosen on the test split. None unless recorded."""
+    correct: npt.NDArray[np.bool_] | None
+    """(N,) which samples of the split are answered rightly; None where that is not recorded."""
+    epochs: tuple[EpochNumbers, ...]
+    connectivity: float
+    connectivity_conv: float | None
+    macs: float
+    dense_macs: float
+    synops: float
+    energy_pj: float
+    parameters: int
+    dense_parameters: int
+    layers: tuple[LayerResult, ...]
+    neurons: tuple[NeuronResult, ...]
+    seconds: float | None
+    """Of training."""
+    latency_ms: float | None
+    dense_latency_ms: float | None
+
+    @property
+    def is_control(self) -> bool:
+        """Whether nothing was pruned."""
+        return bool(setting(self.config, "development.rule") == "none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Of the accuracies of an arm and another one, paired by seed."""
+
+    to: str
+    seeds: tuple[int, ...]
+    accuracy: Summary
+    """Of the differences; 0.01 is one point."""
+    answers: McNemar | None
+    """Pooled over the pairs, this arm first; None where the answers are not recorded."""
+    unpaired: tuple[int, ...]
+    """Seeds of this arm that the other one has not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convergence:
+    """When an arm first reaches the final accuracy of the control of its seed. Means are over the runs that do."""
+
+    runs: int
+    reached: int
+    epochs: float | None
+    seconds: float | None
+    """Of training."""
+    connectivity: float | None
+    """After that epoch: near 1 means that it was reached before much had died."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNumbers:
+    """A convolution or linear layer, mean over the seeds."""
+
+    name: str
+    unit_density: float
+    synapse_density: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuronNumbers:
+    """The neurons of a layer, mean over the seeds."""
+
+    name: str
+    rate: float
+    silent: float
+    """Share of the living units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """Runs that differ in their seed alone. Shares and counts are means over the seeds."""
+
+    name: str
+    series: str
+    """Arms of one series differ in nothing but their target."""
+    is_control: bool
+    seeds: tuple[int, ...]
+    paths: tuple[str, ...]
+    accuracy: Summary
+    accuracies: tuple[float, ...]
+    """In the order of the seeds."""
+    best_accuracy: Summary | None
+    control: Difference | None
+    """To the unpruned control; None where there is none."""
+    against: Difference | None
+    """To the arm that was asked for."""
+    connectivity: float
+    connectivity_conv: float | None
+    macs: float
+    """Share of the dense network's."""
+    synops: float | None
+    """Share of the control's; None without a control, or without spikes."""
+    energy: float | None
+    """Share of the control's."""
+    parameters: float
+    """Share of the dense network's."""
+    parameter_count: float
+    layers: tuple[LayerNumbers, ...]
+    neurons: tuple[NeuronNumbers, ...]
+    seconds: float | None
+    latency: float | None
+    """Time of a batch / time of the dense network's."""
+    convergence: Convergence | None
+    """None where no accuracy was measured after the epochs, or there is no control."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Arms, controls first."""
+
+    data: str
+    split: Splits
+    arms: tuple[ArmResult, ...]
+    notes: tuple[str, ...]
+    """What a reader must know."""
+
+    def arm(self, name: str) -> ArmResult:
+        """The arm of that name.
+
+        Raises:
+            DPAPError: there is none; the nearest names are shown.
+        """
+        found = [arm for arm in self.arms if arm.name == name]
+        if not found:
+            raise unknown_name("arm", name, [arm.name for arm in self.arms])
+        return found[0]
+
+
+# reading -------------------------------------------------------------------------------------------------------------
+
+
+def compare_runs(runs: Sequence[Path], *, against: str | None = None, split: Splits | None = None) -> Comparison:
+    """Compare finished runs, and the controls in their folders.
+
+    Args:
+        runs: Run folders.
+        against: An arm, by its name or by the folder of one of its runs, to which every other one is compared too.
+        split: Whose accuracies; by default the validation split where it is held out, which is where settings are
+            chosen, and else the test split.
+
+    Raises:
+        DPAPError: a folder is no run, or not finished, or given twice; the runs are of different data, or otherwise not
+            comparable; a run has no partner of its seed in the control, or in the arm `against`.
+    """
+    return compared(read_numbers(runs, split=split), against=against)
+
+
+def read_numbers(runs: Sequence[Path], *, split: Splits | None = None, controls: bool = True) -> list[RunNumbers]:
+    """The numbers of run folders and, with `controls`, of the controls inside them that are not given themselves.
+
+    Raises:
+        DPAPError: as `compare_runs`.
+    """
+    files = _folders(runs, controls=controls)
+    _check_same([(item.path, item.config) for item in files])
+    return [numbers_of(item, split) for item in files]
+
+
+def numbers_of(files: RunFiles, split: Splits | None = None) -> RunNumbers:
+    """What is compared of one run. With split "validation" nothing that was measured on test labels is in it.
+
+    Raises:
+        DPAPError: the run is not finished, its answers are missing or damaged, or the split was not measured.
+    """
+    result = files.result
+    if result is None:
+        raise DPAPError(
+            f"The run is not finished: {len(files.history.epochs)} of {files.history.run.epochs} epochs are complete.",
+            where=str(files.path),
+            fix=f"go on with it: dpap resume {files.path}",
+        )
+    split = split or ("validation" if files.setting("data.hold_out", False) else "test")
+    on_test = split == "test"
+    accuracy = result.test_accuracy if on_test else files.history.epochs[-1].validation_accuracy
+    if accuracy is None:
+        raise DPAPError(
+            "The run has no validation accuracy: it trained on the validation split.",
+            where=str(files.path),
+            fix="compare on the test split, or train with data.hold_out = true",
+        )
+    return RunNumbers(
+        path=str(files.path),
+        seed=files.history.run.seed,
+        config=files.config,
+        environment=files.environment,
+        split=split,
+        accuracy=accuracy,
+        best_accuracy=result.best_test_accuracy if on_test else None,
+        correct=_answers(files.path / "answers.npz", result.test_samples, result.test_correct) if on_test else None,
+        epochs=tuple(_epoch(line, on_test) for line in files.history.epochs),
+        connectivity=result.connectivity,
+        connectivity_conv=result.connectivity_conv,
+        macs=result.macs,
+        dense_macs=result.dense_macs,
+        synops=result.synops,
+        energy_pj=result.energy_pj,
+        parameters=result.parameters,
+        dense_parameters=result.dense_parameters,
+        layers=tuple(result.layers),
+        neurons=tuple(result.neurons),
+        seconds=result.seconds,
+        latency_ms=result.latency_ms,
+        dense_latency_ms=result.dense_latency_ms,
+    )
+
+
+def _folders(runs: Sequence[Path], *, controls: bool) -> list[RunFiles]:
+    if not runs:
+        raise DPAPError("There is no run to compare.", fix="give run folders, such as runs/digits-snn-1")
+    given: dict[Path, Path] = {}
+    for path in runs:
+        real = path.resolve()
+        if real in given:
+            raise DPAPError(
+                "The same run is given twice.", where=f"{given[real]} and {path}", fix="leave one of them out"
+            )
+        given[real] = path
+    files = [read_run(path) for path in runs]
+    inside = [item.control for item in files if item.control is not None] if controls else []
+    return files + [item for item in inside if item.path.resolve() not in given]
+
+
+def _epoch(line: EpochLine, on_test: bool) -> EpochNumbers:
+    accuracy = line.test_accuracy if on_test else line.validation_accuracy
+    return EpochNumbers(accuracy=accuracy, seconds=line.seconds, connectivity=line.connectivity)
+
+
+def _answers(path: Path, samples: int, right: int) -> npt.NDArray[np.bool_]:
+    try:
+        # np.load leaves a file that it opened itself open when it turns out to be damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            correct: npt.NDArray[Any] = stored["correct"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+        raise DPAPError(
+            f"The answers of the run cannot be read: {error}.", where=str(path), fix="restore the file from a copy"
+        ) from error
+    if correct.dtype != np.bool_ or correct.shape != (samples,) or int(correct.sum()) != right:
+        raise DPAPError(
+            f"The answers do not fit the result of the run, which has {right:,} of {samples:,} right.",
+            where=str(path),
+            fix="restore the file from a copy",
+        )
+    return correct
+
+
+def _check_same(runs: Sequence[tuple[Path | str, Mapping[str, Any]]]) -> None:
+    path, config = runs[0]
+    for other_path, other in runs[1:]:
+        for key, problem in SAME.items():
+            mine, theirs = setting(config, key), setting(other, key)
+            if mine != theirs:
+                raise DPAPError(
+                    f"{problem}: {key} is {shown(mine)} in one and {shown(theirs)} in another, so their accuracies "
+                    "cannot be compared.",
+                    where=f"{path} and {other_path}",
+                    fix="compare them apart",
+                )
+
+
+# comparing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Arm:
+    """Runs by seed, all with equal settings."""
+
+    name: str
+    series: str
+    family: frozenset[tuple[str, str]]
+    runs: Mapping[int, RunNumbers]
+
+    @property
+    def is_control(self) -> bool:
+        return next(iter(self.runs.values())).is_control
+
+
+def compared(
+    runs: Sequence[RunNumbers],
+    *,
+    against: str | Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
+    strict: bool = True,
+) -> Comparison:
+    """Compare runs whose numbers have been read.
+
+    Args:
+        runs: Those given first; of controls with equal settings and seed the first is taken.
+        against: As in `compare_runs`; or for some arms, by name, the arm to which they are compared too.
+        names: Path -> name of the arm, instead of names made from what differs.
+        strict: Refuse runs without a partner of their seed; else they are left out of the difference, which says so.
+
+    Raises:
+        DPAPError: the runs are not comparable, or cannot be paired.
+    """
+    if not runs:
+        raise DPAPError("There is no run to compare.", fix="give run folders, such as runs/digits-snn-1")
+    _check_same([(run.path, run.config) for run in runs])
+    _check_splits(runs)
+    notes: list[str] = []
+    arms = _arms(runs, names or {}, notes)
+    controls = {arm.family: arm for arm in reversed(arms) if arm.is_control}
+    partners = _partners(against, arms)
+    results = [_result(arm, controls.get(arm.family), partners.get(arm.name), strict) for arm in arms]
+    without = [r.name for r, arm in zip(results, arms, strict=True) if not arm.is_control and r.control is None]
+    if without:
+        notes.append(f"No unpruned control: {', '.join(without)}. No difference to it is given.")
+    notes += [
+        f"{arm.name}: no {d.to} with seed {listed(d.unpaired)}; the difference is over seed {listed(d.seeds)}."
+        for arm in results
+        for d in (arm.control, arm.against)
+        if d is not None and d.unpaired
+    ]
+    if runs[0].split == "validation":
+        notes.append(
+            "Accuracies are those of the validation split, which is held out. McNemar's test is left out: single "
+            "answers are recorded on the test split only."
+        )
+    data, limit = setting(runs[0].config, "data.name"), setting(runs[0].config, "data.limit")
+    return Comparison(
+        data=str(data) if limit is None else f"{data}, {limit:,} training samples",
+        split=runs[0].split,
+        arms=tuple(results),
+        notes=tuple(notes),
+    )
+
+
+def _check_splits(runs: Sequence[RunNumbers]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if run.split != first.split:
+            raise DPAPError(
+                f"One accuracy is that of the {first.split} split, another that of the {run.split} split.",
+                where=f"{first.path} and {run.path}",
+                fix="compare them on one split",
+            )
+        if run.correct is not None and first.correct is not None and len(run.correct) != len(first.correct):
+            raise DPAPError(
+                f"One run answers {len(first.correct):,} test samples, another {len(run.correct):,}.",
+                where=f"{first.path} and {run.path}",
+                fix="compare runs that were measured on the same test split",
+            )
+
+
+def _arms(runs: Sequence[RunNumbers], names: Mapping[str, str], notes: list[str]) -> list[_Arm]:
+    """Arms in the order of their first runs, controls in front."""
+    grouped: dict[tuple[str, frozenset[tuple[str, str]]], dict[int, RunNumbers]] = {}
+    for run in runs:
+        key = (names.get(run.path, ""), identity(run.config))
+        members = grouped.setdefault(key, {})
+        if run.seed not in members:
+            members[run.seed] = run
+        elif run.is_control and Path(run.path).name == "control":
+            _note_other(members[run.seed], run, notes)
+        else:
+            raise DPAPError(
+                f"Two runs have the same settings and the same seed, {run.seed}: they are one run, not two.",
+                where=f"{members[run.seed].path} and {run.path}",
+                fix="leave one of them out",
+            )
+    firsts = [next(iter(members.values())) for members in grouped.values()]
+    configs = [flat(run.config) for run in firsts]
+    arms = [
+        _Arm(name=given or label, series=series, family=family_of(run.config), runs=dict(sorted(members.items())))
+        for ((given, _), members), run, label, series in zip(
+            grouped.items(), firsts, labels(configs), labels(configs, targets=False), strict=True
+        )
+    ]
+    twice = [arm.name for k, arm in enumerate(arms) if arm.name in [other.name for other in arms[:k]]]
+    if twice:
+        raise DPAPError(
+            f"The runs of arm {twice[0]!r} have different settings.", fix="give one name to runs with equal settings"
+        )
+    return sorted(arms, key=lambda arm: not arm.is_control)
+
+
+def _note_other(first: RunNumbers, second: RunNumbers, notes: list[str]) -> None:
+    """Controls of one seed should be one; on another machine or device they are not, to the last bit."""
+    if first.accuracy != second.accuracy:
+        notes.append(
+            f"The control of seed {first.seed} was trained twice and came out at {percent(first.accuracy)} "
+            f"({first.path}) and {percent(second.accuracy)} ({second.path}); the first one is taken."
+        )
+
+
+def _partners(against: str | Mapping[str, str] | None, arms: Sequence[_Arm]) -> dict[str, _Arm]:
+    """Arm -> the one that it is compared with besides the control."""
+    if against is None:
+        return {}
+    by_name = {arm.name: arm for arm in arms}
+    if isinstance(against, str):
+        chosen = by_name.get(against) or _arm_of_folder(Path(against), arms)
+        against = {arm.name: chosen.name for arm in arms if arm is not chosen} if chosen else {"": against}
+    for name in against.values():
+        if name not in by_name:
+            raise unknown_name("arm", name, by_name)
+    return {arm: by_name[name] for arm, name in against.items()}
+
+
+def _arm_of_folder(path: Path, arms: Sequence[_Arm]) -> _Arm | None:
+    real = path.resolve()
+    return next((arm for arm in arms for run in arm.runs.values() if Path(run.path).resolve() == real), None)
+
+
+def _result(arm: _Arm, control: _Arm | None, partner: _Arm | None, strict: bool) -> ArmResult:
+    runs = list(arm.runs.values())
+    pairs = [(run, control.runs[seed]) for seed, run in arm.runs.items() if seed in control.runs] if control else []
+    best = [run.best_accuracy for run in runs if run.best_accuracy is not None]
+    return ArmResult(
+        name=arm.name,
+        series=arm.series,
+        is_control=arm.is_control,
+        seeds=tuple(arm.runs),
+        paths=tuple(run.path for run in runs),
+        accuracy=summary([run.accuracy for run in runs]),
+        accuracies=tuple(run.accuracy for run in runs),
+        best_accuracy=summary(best) if len(best) == len(runs) else None,
+        control=None if arm.is_control or control is None else _difference(arm, control, strict),
+        against=None if partner is None or partner is control else _difference(arm, partner, strict),
+        connectivity=fmean(run.connectivity for run in runs),
+        connectivity_conv=_mean(run.connectivity_conv for run in runs),
+        macs=fmean(run.macs / run.dense_macs for run in runs),
+        synops=_mean(run.synops / other.synops if other.synops else None for run, other in pairs),
+        energy=_mean(run.energy_pj / other.energy_pj if other.energy_pj else None for run, other in pairs),
+        parameters=fmean(run.parameters / run.dense_parameters for run in runs),
+        parameter_count=fmean(run.parameters for run in runs),
+        layers=_layers(runs),
+        neurons=_neurons(runs),
+        seconds=_mean(run.seconds for run in runs),
+        latency=_mean(_ratio(run.latency_ms, run.dense_latency_ms) for run in runs),
+        convergence=_convergence(pairs),
+    )
+
+
+def _difference(arm: _Arm, other: _Arm, strict: bool) -> Difference | None:
+    """None without a common seed, unless that is refused."""
+    seeds = [seed for seed in arm.runs if seed in other.runs]
+    unpaired = tuple(seed for seed in arm.runs if seed not in other.runs)
+    if unpaired and strict:
+        raise DPAPError(
+            f"Seed {listed(unpaired)} of arm {arm.name!r} cannot be paired: arm {other.name!r} has seed "
+            f"{listed(other.runs)} only.",
+            where=", ".join(arm.runs[seed].path for seed in unpaired),
+            fix=f"train what is missing of {other.name!r}, or leave these runs out",
+        )
+    if not seeds:
+        return None
+    mine, theirs = ([side.runs[seed] for seed in seeds] for side in (arm, other))
+    return Difference(
+        to=other.name,
+        seeds=tuple(seeds),
+        accuracy=difference([run.accuracy for run in mine], [run.accuracy for run in theirs]),
+        answers=_mcnemar(mine, theirs),
+        unpaired=unpaired,
+    )
+
+
+def _mcnemar(mine: Sequence[RunNumbers], theirs: Sequence[RunNumbers]) -> McNemar | None:
+    known = [run.correct for run in (*mine, *theirs) if run.correct is not None]
+    if len(known) < len(mine) + len(theirs):
+        return None
+    first, second = (torch.from_numpy(np.concatenate(half)) for half in (known[: len(mine)], known[len(mine) :]))
+    return mcnemar(first, second)
+
+
+def _convergence(pairs: Sequence[tuple[RunNumbers, RunNumbers]]) -> Convergence | None:
+    known = [(run, other.epochs[-1].accuracy) for run, other in pairs if other.epochs]
+    curves = [
+        (run, goal)
+        for run, goal in known
+        if goal is not None and all(epoch.accuracy is not None for epoch in run.epochs)
+    ]
+    if not curves:
+        return None
+    found = [(run, k) for run, goal in curves if (k := _first_at(run.epochs, goal)) is not None]
+    return Convergence(
+        runs=len(curves),
+        reached=len(found),
+        epochs=_mean(k + 1 for _, k in found),
+        seconds=_mean(sum(epoch.seconds for epoch in run.epochs[: k + 1]) for run, k in found),
+        connectivity=_mean(run.epochs[k].connectivity for run, k in found),
+    )
+
+
+def _first_at(epochs: Sequence[EpochNumbers], goal: float) -> int | None:
+    return next((k for k, epoch in enumerate(epochs) if epoch.accuracy is not None and epoch.accuracy >= goal), None)
+
+
+def _layers(runs: Sequence[RunNumbers]) -> tuple[LayerNumbers, ...]:
+    return tuple(
+        LayerNumbers(
+            name=layers[0].name,
+            unit_density=fmean(layer.alive_outputs / layer.outputs for layer in layers),
+            synapse_density=fmean(layer.living_synapses / layer.synapses for layer in layers),
+        )
+        for layers in zip(*(run.layers for run in runs), strict=True)
+    )
+
+
+def _neurons(runs: Sequence[RunNumbers]) -> tuple[NeuronNumbers, ...]:
+    return tuple(
+        NeuronNumbers(
+            name=neurons[0].name,
+            rate=fmean(item.rate for item in neurons),
+            silent=fmean(item.silent / item.units if item.units else 0.0 for item in neurons),
+        )
+        for neurons in zip(*(run.neurons for run in runs), strict=True)
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """None when there is no value, or one is unknown: a mean over some seeds would be taken for one over all."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return fmean(known) if known and len(known) == len(found) else None
+
+
+def _ratio(value: float | None, other: float | None) -> float | None:
+    return value / other if value is not None and other else None
+
+
+def listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,313 @@
+"""The tables of a report: numbers beside the control's, each with its definition in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from dpap.report.history import LayerResult, ResultLine
+from dpap.report.svg import MISSING, compact, duration, energy, percent, share_of, tag
+
+Value = Callable[[ResultLine], float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One number of a result: how it is shown, and what it means."""
+
+    name: str
+    show: Callable[[float | None], str]
+    value: Value
+    meaning: str
+    ratio: bool = True
+    """Whether a ratio to the control's says something."""
+
+
+ACCURACY = Metric(
+    name="Accuracy",
+    show=percent,
+    value=lambda r: r.test_accuracy,
+    meaning="Share of the test samples whose largest output is that of their label, for the network of the last epoch.",
+    ratio=False,
+)
+CONNECTIVITY = Metric(
+    name="Connectivity",
+    show=share_of,
+    value=lambda r: r.connectivity,
+    meaning="Living synapses / synapses of the dense network, over all convolutions and linear layers. A synapse lives "
+    "when its own mask is 1 and both the unit it drives and the unit that feeds it are alive. Sparsity is 1 minus it.",
+)
+MACS = Metric(
+    name="MACs",
+    show=compact,
+    value=lambda r: r.macs,
+    meaning="Multiply-accumulates of the small network as dense tensors, over all steps, padding counted. A constant "
+    "image that passes the first layer once counts once.",
+)
+SOPS = Metric(
+    name="SOPs",
+    show=compact,
+    value=lambda r: r.synops,
+    meaning="Synaptic operations: one spike that arrives at one living synapse, counted on the spikes that were fired.",
+)
+PARAMETERS = Metric(
+    name="Parameters",
+    show=compact,
+    value=lambda r: r.parameters,
+    meaning="Numbers that the small network stores as dense tensors; a dead synapse between living units still takes "
+    "its place.",
+    ratio=True,
+)
+ENERGY = Metric(
+    name="Energy, estimate",
+    show=energy,
+    value=lambda r: r.energy_pj,
+    meaning="4.6 pJ x MACs with real-valued input + 0.9 pJ x SOPs + 4.6 pJ x neuron updates (45 nm, 32-bit floating "
+    "point; Horowitz, ISSCC 2014). Compute only; nothing is measured.",
+)
+
+UPDATES = Metric(
+    name="Neuron updates",
+    show=compact,
+    value=lambda r: r.neuron_updates,
+    meaning="Living spiking neurons x time steps.",
+)
+
+SPIKING = (SOPS, UPDATES)
+TILES = (ACCURACY, CONNECTIVITY, MACS, SOPS, PARAMETERS, ENERGY)
+METRICS = (
+    ACCURACY,
+    CONNECTIVITY,
+    Metric(
+        name="Connectivity of convolutions",
+        show=share_of,
+        value=lambda r: r.connectivity_conv,
+        meaning="One linear layer often holds most weights and few operations, so the convolutions are given apart.",
+    ),
+    Metric(
+        name="Sparsity as papers report it",
+        show=percent,
+        value=lambda r: r.sparsity_paper,
+        meaning="Share of own zero weights, for comparison only: weights that would read a dead unit do not count.",
+        ratio=False,
+    ),
+    PARAMETERS,
+    MACS,
+    Metric(
+        name="MACs with real-valued input",
+        show=compact,
+        value=lambda r: r.macs_real,
+        meaning="Those that cannot be replaced by additions: in a spiking network usually the first layer, else all.",
+    ),
+    SOPS,
+    UPDATES,
+    ENERGY,
+    Metric(
+        name="Memory traffic, apart",
+        show=energy,
+        value=lambda r: r.memory_pj,
+        meaning="If no word is ever reused, from an 8 KB SRAM at 5 pJ per 32-bit word. Not part of the estimate above.",
+    ),
+)
+
+
+def duration_ms(milliseconds: float) -> str:
+    """
+    >>> duration_ms(0.4321), duration_ms(1234.0)
+    ('0.432 ms', '1,234 ms')
+    """
+    return f"{milliseconds:,.0f} ms" if milliseconds >= 100 else f"{milliseconds:.3g} ms"
+
+
+def compared(metric: Metric, mine: ResultLine, control: ResultLine | None) -> str:
+    """The difference in points, or the ratio, to the control; empty when there is none to speak of."""
+    if control is None:
+        return ""
+    a, b = metric.value(mine), metric.value(control)
+    if a is None or b is None:
+        return ""
+    if metric is ACCURACY:
+        return points(a - b)
+    return share_of(a / b) if metric.ratio and b else ""
+
+
+def points(difference: float) -> str:
+    """
+    >>> points(-0.0012)
+    '-0.12 points'
+    """
+    return f"{100 * difference:+.2f} points"
+
+
+def spikes(result: ResultLine) -> bool:
+    """Whether the network has spiking neurons; without them SOPs and neuron updates are 0 and are not shown."""
+    return result.neuron_updates > 0
+
+
+def tiles(result: ResultLine, control: ResultLine | None) -> str:
+    """The six numbers that matter, each with the control's and a bar that shows the ratio."""
+    shown = [metric for metric in TILES if spikes(result) or metric not in SPIKING]
+    return tag("dl", *(_tile(metric, result, control) for metric in shown), class_="tiles")
+
+
+def _tile(metric: Metric, result: ResultLine, control: ResultLine | None) -> str:
+    value = metric.value(result)
+    beside = metric.value(control) if control is not None else None
+    parts = [tag("dt", escape(metric.name)), tag("dd", escape(metric.show(value)), class_="big")]
+    if control is not None:
+        said = compared(metric, result, control)
+        of = "" if metric is ACCURACY else " of control"
+        parts.append(tag("dd", tag("b", escape(said + of if said else MISSING)), class_="said"))
+        parts.append(tag("dd", escape(f"control {metric.show(beside)}"), class_="beside"))
+    if value is not None and metric is not ACCURACY and beside:
+        parts.append(_meter(value / beside))
+    return tag("div", *parts, class_="tile")
+
+
+def _meter(share: float) -> str:
+    filled = tag("i", "", style=f"width:{min(100 * share, 100):.2f}%")
+    return tag("dd", filled, class_="meter", aria_hidden="true")
+
+
+def metrics(rows: Sequence[Metric], result: ResultLine, control: ResultLine | None) -> str:
+    """A table of numbers, of this run and the control, with their definitions. Rows without any value are left out."""
+    head = ["per sample", "this run"] + ([] if control is None else ["control", "ratio"]) + ["what it is"]
+    body = []
+    for metric in rows:
+        values = [metric.value(r) for r in (result, control) if r is not None]
+        if all(value is None for value in values) or (metric in SPIKING and not spikes(result)):
+            continue
+        cells = [tag("th", escape(metric.name), scope="row")]
+        cells += [tag("td", escape(metric.show(value)), class_="n") for value in values]
+        if control is not None:
+            cells.append(tag("td", escape(compared(metric, result, control)), class_="n"))
+        cells.append(tag("td", escape(metric.meaning), class_="meaning"))
+        body.append(tag("tr", *cells))
+    return _table(head, body, "metrics" if control is not None else "metrics alone")
+
+
+def times(result: ResultLine, control: ResultLine | None) -> str:
+    """What was measured with a clock, beside the unpruned network; empty when nothing was."""
+    rows = (
+        (
+            "Training",
+            duration,
+            result.seconds,
+            control.seconds if control is not None else None,
+            "All training steps, evaluation left out; measured once, the control after this run.",
+        ),
+        (
+            "Latency of a batch",
+            duration_ms,
+            result.latency_ms,
+            result.dense_latency_ms,
+            "Median of runs of the finished network and of the same network before anything died, taking turns.",
+        ),
+    )
+    body = []
+    for name, show, mine, unpruned, meaning in rows:
+        if mine is None:
+            continue
+        cells = [
+            show(mine),
+            MISSING if unpruned is None else show(unpruned),
+            share_of(mine / unpruned) if unpruned else "",
+        ]
+        body.append(
+            tag(
+                "tr",
+                tag("th", name, scope="row"),
+                *(tag("td", escape(cell), class_="n") for cell in cells),
+                tag("td", escape(meaning), class_="meaning"),
+            )
+        )
+    return _table(["measured", "this run", "unpruned", "ratio", "what it is"], body, "metrics") if body else ""
+
+
+def layers(rows: Sequence[LayerResult], control: Sequence[LayerResult]) -> str:
+    """A line for each layer: units, synapses and operations, with those before it in small print."""
+    beside = {layer.name: layer for layer in control}
+    spiking = any(layer.sops is not None for layer in rows)
+    body = []
+    for layer in rows:
+        cells = [
+            _cell(f"{layer.alive_outputs:,}", f"of {layer.outputs:,}"),
+            _cell(compact(layer.living_synapses), f"of {compact(layer.synapses)}"),
+            _cell(compact(layer.macs), f"of {compact(layer.dense_macs)}"),
+        ]
+        if spiking:
+            other = beside[layer.name].sops if layer.name in beside else None
+            cells.append(
+                _cell(
+                    "real input" if layer.sops is None else compact(layer.sops),
+                    "" if other is None else f"control {compact(other)}",
+                )
+            )
+        kind = "convolution" if layer.kind == "conv" else "linear"
+        body.append(tag("tr", tag("th", escape(layer.name), tag("small", kind), scope="row"), *cells))
+    head = ["layer", "units", "synapses", "MACs"] + (["SOPs"] if spiking else [])
+    return _table(head, body, "layers")
+
+
+def _cell(value: str, small: str) -> str:
+    return tag("td", escape(value), tag("small", escape(small)) if small else "", class_="n")
+
+
+def comparisons(result: ResultLine, control: ResultLine | None) -> str:
+    """The energies that the estimate is compared with, in words."""
+    rows = [
+        ("This run" + (", on its own spikes" if spikes(result) else ""), result.energy_pj, "the estimate above"),
+        (
+            "Unpruned control" + (", on its own spikes" if spikes(result) else ""),
+            control.energy_pj if control else None,
+            "the fair comparison",
+        ),
+        (
+            "Dense network, nothing saved by silence",
+            result.dense_snn_pj if spikes(result) else None,
+            "every spike-driven synapse adds at every step",
+        ),
+        (
+            "Dense network without spikes" if spikes(result) else "Dense network",
+            result.dense_ann_pj,
+            "the MACs of one step, 4.6 pJ each",
+        ),
+        (
+            "The paper's proxy, Eq. (15)",
+            result.paper_proxy_pj,
+            "dense operations of one step x T x (1 - sparsity), 0.9 pJ each; no firing rate enters it",
+        ),
+    ]
+    body = [
+        tag(
+            "tr",
+            tag("th", escape(name), scope="row"),
+            tag("td", escape(energy(value)), class_="n"),
+            tag("td", escape(meaning), class_="meaning"),
+        )
+        for name, value, meaning in rows
+        if value is not None
+    ]
+    return _table(["compute, per sample", "estimate", "what it is"], body, "metrics two")
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Names and values, such as the environment."""
+    body = [
+        tag("tr", tag("th", escape(str(name).replace("_", " ")), scope="row"), tag("td", escape(str(value))))
+        for name, value in values.items()
+    ]
+    return tag("table", tag("tbody", *body), class_="pairs")
+
+
+def _table(head: Sequence[str], body: Sequence[str], class_: str) -> str:
+    columns = [
+        tag("th", escape(name), scope="col", class_="n" if k > 0 and name != "what it is" else None)
+        for k, name in enumerate(head)
+    ]
+    return tag("table", tag("thead", tag("tr", *columns)), tag("tbody", *body), class_=class_)
+
+
+__all__ = ["METRICS", "TILES", "comparisons", "layers", "metrics", "pairs", "points", "tiles", "times"]
