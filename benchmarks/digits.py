@@ -18,15 +18,14 @@ import platform
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import dpap
 from dpap.config import Config
-from dpap.data import load_dataset
-from dpap.io import load
-from dpap.metrics import correct, difference, mcnemar, summary
+from dpap.metrics import difference, mcnemar, summary
 from dpap.recipes import RECIPES, recipe
 from dpap.report.history import ResultLine
 from dpap.training.checkpoint import RunFolder
@@ -47,17 +46,18 @@ def config_of(name: str, arm: str, seed: int) -> Config:
     config = replace(recipe(name), seed=seed, control=False)
     if arm == "control":
         return config.as_control()
-    return replace(config, development=replace(config.development, score=None if arm == "dpap" else ARMS[arm]))
+    score = None if arm == "dpap" else ARMS[arm]
+    return replace(config, development=replace(config.development, unit_score=score, synapse_score=score))
 
 
 def result_of(config: Config, path: Path) -> tuple[ResultLine, torch.Tensor]:
     """Train unless that was done, and which test samples the saved network answers rightly."""
     folder = RunFolder(path)
-    if not folder.model_path.exists():
+    if not (path / "answers.npz").exists():
         resume(path) if folder.config_path.exists() else train(config, path)
     result = folder.history().result
     assert result is not None, "the run is over"
-    return result, correct(load(folder.model_path), load_dataset(config.data.name).test.batches(256))
+    return result, torch.from_numpy(np.load(path / "answers.npz")["correct"])
 
 
 def main() -> None:

@@ -1,0 +1,244 @@
+"""The experiments behind docs/results.md: every study is a list of runs, each a complete config with a name.
+
+    python benchmarks/studies.py scores --workers 2        # runs what is missing of one study, into runs/studies
+    python benchmarks/studies.py --list
+
+Resumable: a finished run is not run again, an interrupted one goes on. `benchmarks/results.py` makes the tables.
+Studies that choose constants hold the validation split out and never look at the test split for a choice; they train
+on a fixed subset, which their names say. Headline runs train on everything and use the test split once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dpap.config import Config, TargetConfig, to_toml
+from dpap.recipes import recipe
+
+RUNS = Path("runs/studies")
+BASELINES = ("magnitude", "weighted-input", "random")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One run of a study."""
+
+    study: str
+    name: str
+    """Of what is compared; runs that differ in their seed alone share it."""
+    config: Config
+    paper: str = ""
+    """What was published for it, by whom: sparsity and accuracy."""
+
+    @property
+    def path(self) -> Path:
+        return RUNS / self.study / self.name / str(self.config.seed)
+
+
+def change(config: Config, **sections: Mapping[str, Any]) -> Config:
+    """A config with fields of its sections changed: `change(config, data={"limit": 12_000})`."""
+    return replace(config, **{name: replace(getattr(config, name), **values) for name, values in sections.items()})
+
+
+def pruned(config: Config, target: Mapping[str, float] | None = None, **settings: Any) -> Config:
+    return change(config, development={"target": TargetConfig(**(target or {})), **settings})
+
+
+def control(config: Config) -> Config:
+    return config.as_control()
+
+
+def small(name: str, samples: int, epochs: int) -> Config:
+    """A recipe on a subset with the validation split held out: what constants are chosen on."""
+    config = replace(recipe(name), epochs=epochs, threads=1, control=False)
+    return change(config, data={"limit": samples, "hold_out": True})
+
+
+def seeded(study: str, name: str, config: Config, seeds: int, paper: str = "") -> Iterator[Arm]:
+    for seed in range(seeds):
+        yield Arm(study=study, name=name, config=replace(config, seed=seed, control=False, threads=1), paper=paper)
+
+
+def rates() -> Iterator[Arm]:
+    """Learning rate of the MNIST recipe, unpruned, on 12,000 images."""
+    base = small("mnist-snn", 12_000, 6)
+    for lr in (1e-3, 2e-3, 4e-3):
+        yield from seeded("rates", f"lr-{lr:g}", change(control(base), optimizer={"lr": lr}), 1)
+
+
+def scores() -> Iterator[Arm]:
+    """E1: which score of a synapse, on 12,000 images of MNIST, 2Conv2FC; the units' score is the default everywhere."""
+    base = small("mnist-snn", 12_000, 6)
+    yield from seeded("scores", "control", control(base), 2)
+    plan = [("bcm", 98, 2), ("magnitude", 98, 2), ("weighted-input", 98, 2), ("bcm-alone", 98, 2), ("random", 98, 2)]
+    plan += [(score, 95, 1) for score in ("bcm", "magnitude", "random")]
+    for score, percent, seeds in plan:
+        config = pruned(base, {"connectivity": 1 - percent / 100}, synapse_score=score)
+        yield from seeded("scores", f"{score}-{percent}", config, seeds)
+
+
+def scores_2fc() -> Iterator[Arm]:
+    """E1 where linear layers are all there is: 12,000 images of MNIST, 784-800-10."""
+    base = small("mnist-snn-2fc", 12_000, 6)
+    yield from seeded("scores-2fc", "control", control(base), 5)
+    for percent in (95, 98):
+        for score in ("bcm", "magnitude", "weighted-input", "bcm-alone", "random"):
+            config = pruned(base, {"connectivity": 1 - percent / 100}, synapse_score=score)
+            yield from seeded("scores-2fc", f"{score}-{percent}", config, 5)
+
+
+UNIT_SCORES = ("bcm", "activity", "magnitude", "norm-scale", "outgoing", "random")
+
+
+def units() -> Iterator[Arm]:
+    """E2: which score of a unit, on 12,000 images of MNIST, spiking 2Conv2FC, at 30 % of the MACs."""
+    base = small("mnist-snn", 12_000, 6)
+    yield from seeded("units", "control", control(base), 2)
+    for score in UNIT_SCORES:
+        yield from seeded("units", f"{score}-30", pruned(base, {"macs": 0.30}, unit_score=score), 1)
+
+
+def units_ann() -> Iterator[Arm]:
+    """E2 without spikes: 12,000 images of MNIST, 2Conv2FC with ReLU, at 10 % of the MACs."""
+    base = small("mnist-ann", 12_000, 6)
+    yield from seeded("units-ann", "control", control(base), 3)
+    for score in UNIT_SCORES:
+        yield from seeded("units-ann", f"{score}-10", pruned(base, {"macs": 0.10}, unit_score=score), 3)
+
+
+def window() -> Iterator[Arm]:
+    """E3: when and how often to develop, one setting at a time, on 12,000 images of MNIST, 784-800-10 at 98 %."""
+    base = pruned(small("mnist-snn-2fc", 12_000, 6), {"connectivity": 0.02})
+    yield from seeded("window", "control", control(base), 3)
+    yield from seeded("window", "default", base, 3)
+    changes: dict[str, dict[str, float]] = {
+        "early": {"start": 0.05, "stop": 0.25},
+        "late": {"start": 0.40, "stop": 0.90},
+        "long": {"start": 0.10, "stop": 0.80},
+        "steps-25": {"development_steps": 25},
+        "steps-300": {"development_steps": 300},
+        "memory-0.01": {"memory": 0.01},
+        "memory-0.10": {"memory": 0.10, "start": 0.30, "stop": 0.70},  # observing starts 3 memories before `start`
+        "as-memory-0.10": {"start": 0.30, "stop": 0.70},
+    }
+    for name, settings in changes.items():
+        yield from seeded("window", name, change(base, development=settings), 3)
+
+
+def levels() -> Iterator[Arm]:
+    """E4: the level at which things die when no target is set, one kind at a time, on three networks."""
+    for name, samples, epochs in (("digits-snn", 1_000, 40), ("mnist-snn-2fc", 12_000, 6), ("mnist-ann", 12_000, 6)):
+        base = small(name, samples, epochs)
+        yield from seeded("levels", f"{name}-control", control(base), 1)
+        yield from seeded("levels", f"{name}-default", pruned(base), 1)
+        for kappa in (0.4, 0.8):
+            yield from seeded("levels", f"{name}-unit-{kappa}", pruned(base, kappa_unit=kappa), 1)
+        for kappa in (0.7, 1.3):
+            yield from seeded("levels", f"{name}-synapse-{kappa}", pruned(base, kappa_synapse=kappa), 1)
+
+
+def whole(name: str) -> Config:
+    """A recipe on all training images, for the test split; the curve of test accuracies is recorded, nothing chosen."""
+    return replace(recipe(name), threads=1, control=False, test_each_epoch=True)
+
+
+def mnist_snn() -> Iterator[Arm]:
+    """MNIST, all 60,000 training images, spiking 2Conv2FC, T = 4."""
+    base, study = whole("mnist-snn"), "mnist-snn"
+    smaller = {"connectivity": 0.05, "macs": 0.40}
+    yield from seeded(study, "control", control(base), 1, "DPAP: 99.46")
+    yield from seeded(study, "dpap-95", pruned(base, smaller), 1)
+    yield from seeded(study, "dpap-84", pruned(base, {"connectivity": 0.16}), 1, "DPAP: 99.56 at 84.22 %")
+    for score in ("random", "magnitude"):
+        yield from seeded(study, f"{score}-95", pruned(base, smaller, unit_score=score, synapse_score=score), 1)
+    yield from seeded(study, "dpap-61", pruned(base, {"connectivity": 0.39}), 1, "DPAP: 99.59 at 61.25 %")
+    yield from seeded(study, "dpap-97", pruned(base, {"connectivity": 0.03, "macs": 0.40}), 1)
+    yield from seeded(study, "dpap-98.5", pruned(base, {"connectivity": 0.015, "macs": 0.40}), 1)
+
+
+def mnist_ann() -> Iterator[Arm]:
+    """MNIST, all 60,000 training images, 2Conv2FC with ReLU."""
+    base = whole("mnist-ann")
+    smaller = {"connectivity": 0.10, "macs": 0.40}
+    yield from seeded("mnist-ann", "control", control(base), 3, "DPAP: 99.20")
+    yield from seeded("mnist-ann", "dpap-90", pruned(base, smaller), 3, "DPAP: 99.24 at 56.00 %")
+
+
+def mnist_2fc() -> Iterator[Arm]:
+    """MNIST, all 60,000 training images, spiking 784-800-10, T = 4. The width is ours: the paper gives none."""
+    base, study = whole("mnist-snn-2fc"), "mnist-2fc"
+    yield from seeded(study, "control", control(base), 1, "DPAP: 98.81")
+    yield from seeded(study, "dpap-97.75", pruned(base, {"connectivity": 0.0225}), 1, "CH-SNN: 98.97 at 97.75 %")
+    yield from seeded(study, "dpap-77", pruned(base, {"connectivity": 0.2264}), 1, "DPAP: 98.74 at 77.36 %")
+
+
+def cifar10_small() -> Iterator[Arm]:
+    """CIFAR-10, 5,000 training images, 5 epochs of 6Conv2FC at a quarter of its width, T = 4: it runs end to end."""
+    base = change(replace(whole("cifar10-snn-small"), epochs=5), data={"limit": 5_000})
+    yield from seeded("cifar10-small", "control", control(base), 1)
+    yield from seeded("cifar10-small", "dpap-75", pruned(base, {"connectivity": 0.25, "macs": 0.50}), 1)
+
+
+STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
+    "rates": rates,
+    "scores": scores,
+    "scores-2fc": scores_2fc,
+    "units": units,
+    "units-ann": units_ann,
+    "window": window,
+    "levels": levels,
+    "mnist-snn": mnist_snn,
+    "mnist-ann": mnist_ann,
+    "mnist-2fc": mnist_2fc,
+    "cifar10-small": cifar10_small,
+}
+
+
+def run_arm(arm: Arm) -> None:
+    """In a process of its own, so that several share the cores and none can disturb another."""
+    if (arm.path / "answers.npz").exists():
+        return
+    if (arm.path / "config.toml").exists():
+        command = ["resume", str(arm.path)]
+    else:
+        arm.path.parent.mkdir(parents=True, exist_ok=True)
+        config = arm.path.parent / f"{arm.config.seed}.toml"
+        config.write_text(to_toml(arm.config), encoding="utf-8")
+        command = ["train", str(config), "--out", str(arm.path)]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "dpap", *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    ended = f"{time.perf_counter() - started:.0f} s"
+    print(f"{arm.path}  {ended if done.returncode == 0 else done.stderr.strip()}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="*", choices=[[], *STUDIES], default=[])
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--list", action="store_true")
+    chosen = parser.parse_args()
+    for name in chosen.studies or STUDIES:
+        arms = list(STUDIES[name]())
+        missing = [arm for arm in arms if not (arm.path / "answers.npz").exists()]
+        print(f"{name}: {len(arms)} runs, {len(missing)} missing. {(STUDIES[name].__doc__ or '').strip()}", flush=True)
+        if not chosen.list:
+            with ThreadPoolExecutor(chosen.workers) as pool:
+                list(pool.map(run_arm, missing))
+
+
+if __name__ == "__main__":
+    main()
