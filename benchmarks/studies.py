@@ -70,7 +70,7 @@ def seeded(study: str, name: str, config: Config, seeds: int, paper: str = "") -
 
 def rates() -> Iterator[Arm]:
     """Learning rate of the MNIST recipe, unpruned, on 12,000 images."""
-    base = small("mnist-snn", 12_000, 6)
+    base = small("mnist-snn", 12_000, 10)
     for lr in (1e-3, 2e-3, 4e-3):
         yield from seeded("rates", f"lr-{lr:g}", change(control(base), optimizer={"lr": lr}), 1)
 

@@ -105,7 +105,14 @@ def record(like: MadeUp) -> dict[str, np.ndarray[Any, Any]]:
 
 def lines(like: MadeUp) -> list[Line]:
     found: list[Line] = [
-        RunLine(recipe=like.recipe, seed=0, rule=like.rule, epochs=like.epochs, batches=17, samples=1078)
+        RunLine(
+            recipe=like.recipe,
+            seed=int(like.settings.get("seed", "0")),
+            rule=like.rule,
+            epochs=like.epochs,
+            batches=17,
+            samples=1078,
+        )
     ]
     p, alive = progress(like), record(like)
     steps = iter(range(len(p)))

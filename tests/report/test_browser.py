@@ -13,6 +13,8 @@ import pytest
 from chromium import Browser, find_browser
 from report_runs import KINDS, MadeUp, write_run
 
+from dpap.report.compare import compare_runs
+from dpap.report.compare_page import write_comparison
 from dpap.report.page import write_report
 
 pytestmark = pytest.mark.browser
@@ -92,12 +94,29 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    return {name: write_report(write_run(folder / str(k), like)) for k, (name, like) in enumerate(KINDS.items())}
+    pages = {name: write_report(write_run(folder / str(k), like)) for k, (name, like) in enumerate(KINDS.items())}
+    pages["comparison"] = write_comparison(compare_runs(several_runs(folder / "several")), folder / "compare.html")
+    return pages
+
+
+def several_runs(folder: Path) -> list[Path]:
+    """Three targets, two seeds each, every run with its control."""
+    return [
+        write_run(
+            folder / f"{share}-{seed}",
+            MadeUp(
+                settings={"development.target.connectivity": str(share), "seed": str(seed)},
+                accuracy=0.97 + 0.1 * share + 0.002 * seed,
+            ),
+        )
+        for share in (0.02, 0.05, 0.1)
+        for seed in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "comparison"])
 def test_quiet_offline_and_every_word_in_its_place(
     browser: Browser, reports: dict[str, Path], kind: str, width: int, dark: bool
 ) -> None:

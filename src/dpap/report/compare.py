@@ -584,4 +584,5 @@ def _ratio(value: float | None, other: float | None) -> float | None:
 
 
 def listed(seeds: Iterable[int]) -> str:
+    """Seeds in words."""
     return ", ".join(map(str, seeds))

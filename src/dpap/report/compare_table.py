@@ -22,7 +22,9 @@ from dpap.report.svg import (
 
 
 def said_accuracy(values: Summary) -> str:
-    """
+    """Mean and standard deviation in percent.
+
+    >>> from dpap.metrics import summary
     >>> said_accuracy(summary([0.98, 0.99]))
     '98.50 ± 0.71 %'
     """
@@ -40,6 +42,7 @@ def said_difference(found: Difference | None) -> str:
 
 
 def said_p(found: Difference | None) -> str:
+    """McNemar's p."""
     if found is None or found.answers is None:
         return MISSING
     p = found.answers.p_value
