@@ -41,36 +41,41 @@ def digits_ann() -> Config:
 
 
 def mnist_snn() -> Config:
-    """Spiking 15C3-AvgPool2-40C3-AvgPool2-300FC-10 (the paper's 2Conv2FC) on MNIST, 5 % of the synapses stay."""
+    """Spiking 15C3-AvgPool2-40C3-AvgPool2-300FC-10 (2Conv2FC) on MNIST; 5 % of synapses, 40 % of MACs stay."""
     return Config(
         recipe="mnist-snn",
         epochs=12,
         data=DataConfig(name="mnist", batch_size=64, crop=2),
         model=ModelConfig(blocks=((15,), (40,)), hidden=(300,), neuron="lif", tau=2.0, num_steps=4),
         optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.01, warmup=0.05),
-        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.05)),
+        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.05, macs=0.40)),
     )
 
 
 def mnist_snn_2fc() -> Config:
     """Spiking 784-800FC-10 on MNIST, 5 % of the synapses stay. The paper's "2 FC"; it gives no width."""
     config = mnist_snn()
-    return replace(config, recipe="mnist-snn-2fc", model=replace(config.model, blocks=(), hidden=(800,)))
+    return replace(
+        config,
+        recipe="mnist-snn-2fc",
+        model=replace(config.model, blocks=(), hidden=(800,)),
+        development=replace(config.development, target=TargetConfig(connectivity=0.05)),
+    )
 
 
 def mnist_ann() -> Config:
-    """20C5-MaxPool2-50C5-MaxPool2-500FC-10 with ReLU (the paper's DNN) on MNIST, 10 % of the synapses stay."""
+    """20C5-MaxPool2-50C5-MaxPool2-500FC-10 with ReLU on MNIST, as the paper; 10 % of synapses, 40 % of MACs stay."""
     config = mnist_snn()
     return replace(
         config,
         recipe="mnist-ann",
         model=ModelConfig(blocks=((20,), (50,)), hidden=(500,), kernel=5, pool="max", neuron="relu", num_steps=1),
-        development=replace(config.development, target=TargetConfig(connectivity=0.10)),
+        development=replace(config.development, target=TargetConfig(connectivity=0.10, macs=0.40)),
     )
 
 
 def cifar10_snn() -> Config:
-    """Spiking 6Conv2FC (128C3 x 2, 256C3 x 2, 512C3 x 2, 512FC-10) on CIFAR-10, 25 % of the synapses stay; GPU."""
+    """Spiking 6Conv2FC (128C3 x 2, 256C3 x 2, 512C3 x 2, 512FC-10) on CIFAR-10; 25 % of synapses, 50 % of MACs stay."""
     return Config(
         recipe="cifar10-snn",
         epochs=80,
@@ -86,7 +91,7 @@ def cifar10_snn() -> Config:
             num_steps=4,
         ),
         optimizer=OptimizerConfig(name="adamw", lr=1e-3, weight_decay=0.01, warmup=0.05, precision="bfloat16"),
-        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.25)),
+        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.25, macs=0.50)),
     )
 
 
