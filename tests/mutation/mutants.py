@@ -69,6 +69,7 @@ MUTANTS = (
     Mutant(S, "alive * (score.shape[-1] / alive.sum", "alive * (1 / alive.sum"),
     Mutant(S, "return torch.full_like(score, 0.5)", "return torch.zeros_like(score)"),
     Mutant(S, "percentile(score[alive], percent)).clamp(0, 1)", "percentile(score[alive], percent))"),
+    Mutant(S, "top > low else torch.full_like(score, 0.5)", "top > low else (score > low).to(score)"),
     Mutant(S, "return lambda score, alive: 2 * score - eps", "return lambda score, alive: score - eps"),
     Mutant(S, "(delta >= 0) if at_zero else (delta > 0)", "(delta > 0) if at_zero else (delta >= 0)"),
     Mutant(S, "return gamma * survival + growth", "return survival + growth"),
