@@ -95,7 +95,7 @@ font-size:12px;color:var(--soft);margin-top:5px}
 .survival-key{margin-top:16px}
 table{width:100%;border-collapse:collapse;font-size:14px;line-height:1.42;margin-top:16px}
 th{text-align:left;font-weight:600;vertical-align:baseline;padding:9px 12px 9px 0}
-thead th{font-size:12.5px;font-weight:500;color:var(--soft);padding-top:4px;padding-bottom:6px}
+thead th{font-size:12.5px;overflow-wrap:normal;font-weight:500;color:var(--soft);padding-top:4px;padding-bottom:6px}
 td{padding:9px 12px 9px 0;vertical-align:baseline}
 tr{border-bottom:1px solid var(--hair)}
 thead tr{border-bottom-color:var(--faint)}
