@@ -169,8 +169,8 @@ def mnist_ann() -> Iterator[Arm]:
     """MNIST, all 60,000 training images, 2Conv2FC with ReLU."""
     base = whole("mnist-ann")
     smaller = {"connectivity": 0.10, "macs": 0.40}
-    yield from seeded("mnist-ann", "control", control(base), 3, "DPAP: 99.20")
-    yield from seeded("mnist-ann", "dpap-90", pruned(base, smaller), 3, "DPAP: 99.24 at 56.00 %")
+    yield from seeded("mnist-ann", "control", control(base), 2, "DPAP: 99.20")
+    yield from seeded("mnist-ann", "dpap-90", pruned(base, smaller), 2, "DPAP: 99.24 at 56.00 %")
 
 
 def mnist_2fc() -> Iterator[Arm]:
@@ -182,8 +182,8 @@ def mnist_2fc() -> Iterator[Arm]:
 
 
 def cifar10_small() -> Iterator[Arm]:
-    """CIFAR-10, 5,000 training images, 5 epochs of 6Conv2FC at a quarter of its width, T = 4: it runs end to end."""
-    base = change(replace(whole("cifar10-snn-small"), epochs=5), data={"limit": 5_000})
+    """CIFAR-10, 5,000 training images, 3 epochs of 6Conv2FC at a quarter of its width, T = 4: it runs end to end."""
+    base = change(replace(whole("cifar10-snn-small"), epochs=3), data={"limit": 5_000})
     yield from seeded("cifar10-small", "control", control(base), 1)
     yield from seeded("cifar10-small", "dpap-75", pruned(base, {"connectivity": 0.25, "macs": 0.50}), 1)
 
