@@ -104,6 +104,22 @@ def bcm_closed_form(
     return torch.where(change < eps * (post_squared + depression).abs(), 0, change)
 
 
+def bcm_turnover(
+    post_squared: Float[Tensor, "*N"], post: Float[Tensor, "*N"], theta: Float[Tensor, "*#N"]
+) -> Float[Tensor, "*N"]:
+    """How much the BCM rule moves a synapse, E[x y^2] + theta E[x y]: potentiation and depression of Eq. (3) added.
+
+    Args:
+        post_squared: E[x y^2].
+        post: E[x y].
+        theta: Threshold of the unit, broadcast.
+
+    >>> bcm_turnover(torch.tensor([5.0]), torch.tensor([2.0]), torch.tensor([2.5])).tolist()
+    [10.0]
+    """
+    return post_squared + theta * post
+
+
 def unit_spine(change: Float[Tensor, " O"], mean_activity: Float[Tensor, " O"]) -> Float[Tensor, " O"]:
     """Dendritic spine of a unit, D = sqrt(R A): the geometric mean of its plasticity and its activity; compare Eq. (7).
 
@@ -114,12 +130,12 @@ def unit_spine(change: Float[Tensor, " O"], mean_activity: Float[Tensor, " O"]) 
 
 
 def synapse_spine(weight: Float[Tensor, "O I"], change: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-    """Spine of a synapse, |w| sqrt(|BCM|): its strength times its plasticity.
+    """Spine of a synapse, |w| x plasticity: its strength times how much it changes.
 
     >>> synapse_spine(torch.tensor([[-2.0, 1.0]]), torch.tensor([[9.0, 4.0]])).tolist()
-    [[6.0, 2.0]]
+    [[18.0, 4.0]]
     """
-    return weight.abs() * change.sqrt()
+    return weight.abs() * change
 
 
 def stdp_update(pre: Float[Tensor, "T B I"], post: Float[Tensor, "T B O"], decay: float) -> Float[Tensor, "O I"]:

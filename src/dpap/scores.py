@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpap.errors import DPAPError, unknown_name
-from dpap.plasticity import Stats, bcm_closed_form, synapse_spine, unit_spine
+from dpap.plasticity import Stats, bcm_closed_form, bcm_turnover, synapse_spine, unit_spine
 
 Score = Callable[[Stats], Tensor]
 _S = TypeVar("_S", bound=Score)
@@ -62,7 +62,7 @@ def _spines(stats: Stats, change: Tensor) -> Tensor:
     """From plasticity to spines: sqrt(R A) of a unit, |w| sqrt(|change|) of a synapse."""
     if stats.kind == "unit":
         return unit_spine(change, stats.y / stats.samples)
-    return synapse_spine(stats.weight, change)
+    return synapse_spine(stats.weight, change.sqrt())
 
 
 def _bcm(stats: Stats, theta: Tensor) -> Tensor:
@@ -80,7 +80,19 @@ def _hebb(stats: Stats) -> Tensor:
 
 @score_link("bcm", "pairs")
 def bcm(stats: Stats) -> Tensor:
-    """Rule `dpap`: BCM with the threshold theta = E[y] of the previous window."""
+    """Rule `dpap`: sqrt(R A) of a unit; strength times turnover of a synapse, |w| (E[x y^2] + theta E[x y]).
+
+    A single pair's net change is the small difference of these two terms, mostly noise; their sum is not.
+    """
+    if stats.kind == "unit":
+        return bcm_net(stats)
+    turnover = bcm_turnover(_sum(stats.xyy, "xyy"), _sum(stats.xy, "xy"), stats.theta[:, None])
+    return synapse_spine(stats.weight, turnover / stats.samples)
+
+
+@score_link("bcm-net", "pairs")
+def bcm_net(stats: Stats) -> Tensor:
+    """Potentiation and depression netted, also for synapses: |w| sqrt(|BCM|)."""
     return _spines(stats, _bcm(stats, stats.theta))
 
 
@@ -96,7 +108,7 @@ def bcm_classical(stats: Stats) -> Tensor:
 def bcm_alone(stats: Stats) -> Tensor:
     """BCM without the strength of the synapse."""
     if stats.kind == "unit":
-        return bcm(stats)
+        return bcm_net(stats)
     return _bcm(stats, stats.theta).sqrt()
 
 
