@@ -53,7 +53,7 @@ def config_of(name: str, arm: str, seed: int) -> Config:
 def result_of(config: Config, path: Path) -> tuple[ResultLine, torch.Tensor]:
     """Train unless that was done, and which test samples the saved network answers rightly."""
     folder = RunFolder(path)
-    if not (path / "answers.npz").exists():
+    if not folder.history_path.exists() or folder.history().result is None:
         resume(path) if folder.config_path.exists() else train(config, path)
     result = folder.history().result
     assert result is not None, "the run is over"

@@ -52,6 +52,8 @@ page. Every number of every run is in `benchmarks/results/NAME.json`. What is no
 - Studies that choose settings train on a fixed part of the data, hold the validation split out and give *validation*
   accuracy; the test labels were not used. Headline studies train on all training images and use the test split once;
   where test accuracy after every epoch is recorded, nothing was chosen by it.
+- Arms that differ in their score share the target of the whole network, not counts for each layer: how much each layer
+  loses is part of what is compared, and stands in the column "units".
 - Connectivity and MACs are shares of the dense network, SOPs and energy (an estimate) of the control of the same seed;
   "of conv" is the connectivity of the convolutions alone, "units" the living units of each layer in percent, in the
   order of the layers. Spikes are counted on the images of the test split, which needs no labels.

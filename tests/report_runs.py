@@ -73,7 +73,7 @@ def config(like: MadeUp) -> Config:
     made = recipe("digits-snn" if like.spiking else "digits-ann")
     values = {"epochs": str(like.epochs), "development.rule": like.rule, "data.hold_out": "true", **like.settings}
     for key, value in values.items():
-        made = override(made, key, value)
+        made = override(made, {key: value})
     return replace(made, recipe=like.recipe)
 
 

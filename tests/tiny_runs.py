@@ -34,5 +34,5 @@ def tiny(name: str = "digits-snn", **changes: str) -> Config:
     if config.development.rule == "released":
         changes = {"development__target__connectivity": "none"} | changes  # it knows no target
     for key, value in {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
-        config = override(config, key, value)
+        config = override(config, {key: value})
     return config

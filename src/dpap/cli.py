@@ -33,7 +33,7 @@ from dpap.report.history import ResultLine
 from dpap.report.page import write_report
 from dpap.training import loop
 from dpap.training.checkpoint import RunFolder
-from dpap.training.evaluate import Evaluation, evaluate_run
+from dpap.training.evaluate import Evaluation, evaluate_run, require_device
 
 app = typer.Typer(
     add_completion=False,
@@ -86,9 +86,9 @@ def train(
     changes = [_setting(text) for text in settings or ()]
     flags = {"epochs": epochs, "seed": seed, "device": device, "control": "false" if no_control else None}
     changes += [(key, str(value)) for key, value in flags.items() if value is not None]
-    for key, value in changes:
-        config = override(config, key, value)
+    config = override(config, dict(changes))
     path = out if out is not None else _free_folder(config.recipe)
+    require_device(config.device)  # before anything is downloaded
     _have_data(config)
     with _interruptible(path), _Display(config) as display:
         done = loop.train(config, path, watch=display.watch)

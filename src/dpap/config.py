@@ -87,6 +87,8 @@ class DataConfig(Section):
 
     name: str = choice("digits", "data set", DATASETS)
     batch_size: int = count(64)
+    full_batches: bool = False
+    """Leave out the last batch of an epoch where it is smaller than the others. Rule "released" always does."""
     hold_out: bool = False
     """True: the validation split stays out of training and is measured every epoch. False: it is trained on."""
     path: str | None = None
@@ -275,14 +277,19 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer.ema is not None and self.development.rule == "released":
+            raise bad_value(
+                "optimizer.ema", self.optimizer.ema, 'none: rule "released" does not mask a mean of weights'
+            )
         if self.optimizer.precision == "float16" and self.device != "cuda":
             raise bad_value("optimizer.precision", "float16", '"float32" or "bfloat16" on a CPU')
         if self.optimizer.loss == "tet" and self.model.neuron == "relu":
             raise bad_value("optimizer.loss", "tet", '"cross_entropy" or "mse" with neuron = "relu", which has no time')
 
     def as_control(self) -> Config:
-        """The same run without development."""
-        return replace(self, control=False, development=replace(self.development, rule="none"))
+        """The same run, on the same batches, without development."""
+        data = replace(self.data, full_batches=self.data.full_batches or self.development.rule == "released")
+        return replace(self, control=False, data=data, development=replace(self.development, rule="none"))
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -294,13 +301,22 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     return _section(Config, values)
 
 
-def override(config: Config, key: str, text: str) -> Config:
-    """`config` with one setting changed, such as `optimizer.lr` to "0.01". Text that is no TOML value is a string."""
+def override(config: Config, changes: Mapping[str, str]) -> Config:
+    """`config` with settings changed, such as `optimizer.lr` to "0.01". Text that is no TOML value is a string.
+
+    All are changed before anything is checked: some settings only go together.
+    """
+    tree = to_dict(config)
+    for key, text in changes.items():
+        _change(config, tree, key, text)
+    return from_dict(tree)
+
+
+def _change(config: Config, tree: dict[str, Any], key: str, text: str) -> None:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    tree = to_dict(config)
     *parents, last = key.split(".")
     node: Any = tree
     for depth, name in enumerate([*parents, last]):
@@ -313,7 +329,6 @@ def override(config: Config, key: str, text: str) -> Config:
             f"{key!r} is a section, not a setting.", where=f"--set {key}", fix=f"name one of {', '.join(node[last])}"
         )
     node[last] = value
-    return from_dict(tree)
 
 
 def read_config(path: Path) -> Config:

@@ -42,7 +42,8 @@ MUTANTS = (
     Mutant(P, "return (theta * (num - 1) + post) / num", "return (theta * num + post) / (num + 1)"),
     Mutant(P, "change = (post_squared - depression).abs()", "change = (post_squared - depression).clamp(min=0)"),
     Mutant(P, "return (change * mean_activity).sqrt()", "return change * mean_activity"),
-    Mutant(P, "return weight.abs() * change.sqrt()", "return weight.abs() * change"),
+    Mutant(P, "return weight.abs() * change", "return change"),
+    Mutant(P, "return post_squared + theta * post", "return post_squared - theta * post"),
     Mutant(
         P,
         "change += post_t.T @ trace_pre - trace_post.T @ pre_t",

@@ -143,6 +143,14 @@ def bcm_matrix(sums: Sums, theta: FloatArray) -> FloatArray:
     return bcm
 
 
+def turnover_matrix(sums: Sums, theta: FloatArray) -> FloatArray:
+    """E[x_j y_i^2] + theta_i E[x_j y_i] (O, I): potentiation and depression of a pair, added."""
+    turnover = np.zeros(sums.xy.shape)
+    for i, j in np.ndindex(turnover.shape):
+        turnover[i, j] = float(sums.xyy[i, j]) / sums.n + float(theta[i]) * float(sums.xy[i, j]) / sums.n
+    return turnover
+
+
 def relative_to_siblings(score: FloatArray, alive: BoolArray) -> tuple[FloatArray, bool]:
     """(u (N,), silent). u = N score / sum of living scores, 0 for the dead; silent siblings read N / living number."""
     u = np.zeros(len(score))
@@ -337,7 +345,7 @@ def develop(
         if not layer.has_prunable_synapses:
             continue
         bcm[name] = bcm_matrix(sums[name], theta[name])
-        s[name] = np.abs(network.weights[name]) * np.sqrt(np.abs(bcm[name]))
+        s[name] = np.abs(network.weights[name]) * turnover_matrix(sums[name], theta[name])
         synapse_u[name] = np.zeros(s[name].shape)
         silent_rows[name] = []
         for i in range(layer.outputs):

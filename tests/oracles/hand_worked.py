@@ -86,13 +86,13 @@ def _without_time() -> HandWorked:
         BCM_0: input 0: 0 - 0 = 0;             input 1: 16/2 - 1 * 8/2 = 4
         BCM_1: input 0: 1/2 - 1/2 * 1/2 = 1/4; input 1: the same
         BCM_2: input 0: 25/2 - 4 * 5/2 = 5/2;  input 1: (25 + 36)/2 - 4 * (5 + 12)/2 = -7/2   (5/2 - 7/2 = -1, as above)
-        s_0 = 1/2 * 0, 1/4 * 2 = 0, 1/2;       u = 2 s / (1/2) = 0, 2
-        s_1 = 1/2 * 1/2, |-1| * 1/2 = 1/4, 1/2; u = 2 s / (3/4) = 2/3, 4/3
-        s_2 = sqrt(5/2), sqrt(7/2);             u = 2 sqrt 5 / (sqrt 5 + sqrt 7), 2 sqrt 7 / (sqrt 5 + sqrt 7)
+        turnover, the same with + for -: 0, 8 + 4 = 12; 1/2 + 1/4 = 3/4 twice; 25/2 + 10 = 45/2, 61/2 + 34 = 129/2
+        s_0 = 1/2 * 0, 1/4 * 12 = 0, 3;         u = 2 s / 3 = 0, 2
+        s_1 = 1/2 * 3/4, |-1| * 3/4 = 3/8, 3/4; u = 2 s / (9/8) = 2/3, 4/3
+        s_2 = 45/2, 129/2;                      u = 2 s / 87 = 15/29, 43/29
     """
     layer = LayerSpec(name="layer", kind="linear", outputs=3, in_unit=(IMAGE, IMAGE))
     alive, synapses = everything_lives((layer,))
-    root5, root7 = np.sqrt(5.0), np.sqrt(7.0)
     return HandWorked(
         name="T = 1, own theta",
         chain=(layer,),
@@ -120,8 +120,8 @@ def _without_time() -> HandWorked:
         unit_u=numbers("4/3 1/3 4/3"),
         at_threshold=0,
         bcm=numbers("0 4", "1/4 1/4", "5/2 -7/2"),
-        s=np.array([[0.0, 0.5], [0.25, 0.5], [np.sqrt(2.5), np.sqrt(3.5)]]),
-        synapse_u=np.array([[0.0, 2.0], [2 / 3, 4 / 3], [2 * root5 / (root5 + root7), 2 * root7 / (root5 + root7)]]),
+        s=numbers("0 3", "3/8 3/4", "45/2 129/2"),
+        synapse_u=numbers("0 2", "2/3 4/3", "15/29 43/29"),
     )
 
 
@@ -140,9 +140,10 @@ def _with_the_dead() -> HandWorked:
         BCM_0: input 0: 125/128 - 3/4 * 25/32 = 25/64; input 1: 75/128 - 3/4 * 15/32 = 15/64; input 2: dead
         BCM_1: input 0: 7/32 - 7/8 * 7/16 = -21/128;   input 1: 5/32 - 7/8 * 5/16 = -15/128;  input 2: dead
         BCM_2: input 0: 63/128 - 3/4 * 21/32 = 0;      input 1: 45/128 - 3/4 * 15/32 = 0;     input 2: dead
-        s_0 = 1 * 5/8, |-1| * sqrt(15)/8;  u = 3 * 5 / (5 + sqrt 15), 3 sqrt 15 / (5 + sqrt 15), 0
-        s_1 = 2 * sqrt(21/128), the other two dead;  u = 3, 0, 0
-        s_2 = 0, 0: a silent row of 3 with 2 living;  u = 3/2, 3/2, 0
+        turnover, the same with + for -: 25/16, 15/16; 77/128; 63/64, 45/64
+        s_0 = 1 * 25/16, |-1| * 15/16;  u = 3 s / (5/2) = 15/8, 9/8, 0
+        s_1 = 2 * 77/128, the other two dead;  u = 3, 0, 0
+        s_2 = 0, 0, its weights are 0: a silent row of 3 with 2 living;  u = 3/2, 3/2, 0
     """
     feeder = LayerSpec(name="feeder", kind="linear", outputs=3, in_unit=(IMAGE,))
     layer = LayerSpec(name="layer", kind="linear", outputs=3, in_unit=(0, 1, 2))
@@ -151,7 +152,6 @@ def _with_the_dead() -> HandWorked:
     alive["feeder"][2] = False
     synapses["layer"][1, 1] = False
     fed = spike_trains("11 10 11", "01 01 11")
-    root15 = np.sqrt(15.0)
     return HandWorked(
         name="T = 2, theta of the window before, some dead",
         chain=chain,
@@ -161,7 +161,7 @@ def _with_the_dead() -> HandWorked:
         },
         alive=alive,
         synapses=synapses,
-        weight=numbers("1 -1 1", "2 1 1", "1 1 1"),
+        weight=numbers("1 -1 1", "2 1 1", "0 0 1"),
         previous_theta=numbers("3/4 7/8 3/4"),
         x=numbers("5/4 3/4 5/4", "1/2 1/2 5/4"),
         y=numbers("5/4 1/2 3/4", "0 1/2 3/4"),
@@ -177,10 +177,8 @@ def _with_the_dead() -> HandWorked:
         unit_u=numbers("15/8 9/8 0"),
         at_threshold=1,
         bcm=numbers("25/64 15/64 -", "-21/128 - -", "0 0 -"),
-        s=np.array([[5 / 8, root15 / 8, np.nan], [2 * np.sqrt(21 / 128), np.nan, np.nan], [0.0, 0.0, np.nan]]),
-        synapse_u=np.array(
-            [[15 / (5 + root15), 3 * root15 / (5 + root15), 0.0], [3.0, 0.0, 0.0], [1.5, 1.5, 0.0]],
-        ),
+        s=numbers("25/16 15/16 -", "77/64 - -", "0 0 -"),
+        synapse_u=numbers("15/8 9/8 0", "3 0 0", "3/2 3/2 0"),
         silent_rows=(2,),
     )
 

@@ -54,7 +54,7 @@ def numbers(
     """A pruned run on ten test samples; `settings` are changes of its config."""
     config = replace(recipe(made), seed=seed)
     for key, value in (settings or {}).items():
-        config = override(config, key, value)
+        config = override(config, {key: value})
     correct = None
     if wrong is not None:
         correct = np.ones(10, dtype=np.bool_)

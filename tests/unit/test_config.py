@@ -75,7 +75,7 @@ def test_toml_is_complete() -> None:
 def test_absent_settings_are_the_word_none() -> None:
     assert 'clip = "none"' in to_toml(Config())
     assert from_dict({"optimizer": {"clip": "none"}}).optimizer.clip is None
-    assert override(Config(), "development.target.connectivity", "none").development.target.named() is None
+    assert override(Config(), {"development.target.connectivity": "none"}).development.target.named() is None
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_bad_values_name_key_value_and_what_is_allowed(key: str, value: object, 
 )
 def test_unknown_names_show_the_nearest(key: str, value: str, nearest: str) -> None:
     with pytest.raises(DPAPError) as caught:
-        override(Config(), key, value)
+        override(Config(), {key: value})
     assert key in caught.value.where
     assert f"did you mean {nearest}" in caught.value.fix
 
@@ -182,7 +182,7 @@ def test_unknown_names_show_the_nearest(key: str, value: str, nearest: str) -> N
 )
 def test_unknown_keys_show_the_nearest(key: str, nearest: str) -> None:
     with pytest.raises(DPAPError, match="no setting named") as caught:
-        override(Config(), key, "1")
+        override(Config(), {key: "1"})
     assert nearest in caught.value.fix
 
 
@@ -208,18 +208,18 @@ def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:
 
 def test_override_reads_toml_values_and_plain_words() -> None:
     config = Config()
-    assert override(config, "optimizer.lr", "1").optimizer.lr == 1.0
-    assert override(config, "model.blocks", "[[8], [16, 16]]").model.blocks == ((8,), (16, 16))
-    assert override(config, "data.hold_out", "true").data.hold_out is True
-    assert override(config, "development.rule", "paper").development.rule == "paper"
-    assert override(config, "development.rule", '"paper"').development.rule == "paper"
-    assert override(config, "development.target.macs", "0.5").development.target.named() == {"macs": 0.5}
+    assert override(config, {"optimizer.lr": "1"}).optimizer.lr == 1.0
+    assert override(config, {"model.blocks": "[[8], [16, 16]]"}).model.blocks == ((8,), (16, 16))
+    assert override(config, {"data.hold_out": "true"}).data.hold_out is True
+    assert override(config, {"development.rule": "paper"}).development.rule == "paper"
+    assert override(config, {"development.rule": '"paper"'}).development.rule == "paper"
+    assert override(config, {"development.target.macs": "0.5"}).development.target.named() == {"macs": 0.5}
     assert config == Config()
 
 
 def test_a_section_is_no_setting() -> None:
     with pytest.raises(DPAPError, match="is a section") as caught:
-        override(Config(), "optimizer", "1")
+        override(Config(), {"optimizer": "1"})
     assert "lr" in caught.value.fix
 
 

@@ -55,7 +55,7 @@ def planned(script: ModuleType, name: str, seeds: int, **changes: str) -> list[A
     """The runs of an arm, as a study lists them."""
     config: Config = replace(recipe("digits-snn"), epochs=3)
     for key, value in settings(0, **changes).items():
-        config = override(config, key, value)
+        config = override(config, {key: value})
     return [script.Arm(study="trial", name=name, config=replace(config, seed=seed)) for seed in range(seeds)]
 
 

@@ -93,6 +93,9 @@ def load_npz(path: str | Path) -> Dataset:
         if arrays["classes"].dtype.kind != "U" or arrays["classes"].ndim != 1:
             raise _npz_error(path, "classes", "is not a list of names", "write it as np.array([...names...])")
         classes = [str(name) for name in arrays["classes"]]
+    elif int(train.labels.max()) >= len(train):
+        problem = f"holds label {int(train.labels.max())}, but there are only {len(train)} samples"
+        raise _npz_error(path, "labels", problem, "number the classes from 0 without gaps")
     else:
         classes = [str(label) for label in range(int(train.labels.max()) + 1)]
     return own_dataset(path.stem, classes, train, test=test, where=str(path))

@@ -100,7 +100,7 @@ class SetStatus:
 
 
 def status(name: str) -> SetStatus:
-    """What is here of a published data set, without reading it; only sizes are compared.
+    """What is here of a published data set; of a file in its own folder only the size is compared, nothing is read.
 
     Raises:
         DPAPError: no published data set of that name.

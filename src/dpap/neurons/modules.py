@@ -186,7 +186,8 @@ class LeakyIntegrator(nn.Module):
         self.tau = float(tau)
 
     def forward(self, x: Float[Tensor, "T B *N"]) -> Float[Tensor, "T B *N"]:
-        first, *later = x.unbind(0)
+        # A sum over steps is never in half precision, whatever autocast does.
+        first, *later = (x if x.dtype == torch.float64 else x.float()).unbind(0)
         potentials = [first / self.tau]
         for x_t in later:
             potentials.append(potentials[-1] + (x_t - potentials[-1]) / self.tau)

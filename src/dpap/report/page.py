@@ -141,7 +141,10 @@ def _what(files: RunFiles) -> str:
     parts = [_network_words(files)]
     parts.append(f"{NEURONS.get(neuron, neuron)}" + (f", {steps} time steps" if steps != 1 else ""))
     parts.append(f"data set {files.setting('data.name', MISSING)}, {run.samples:,} training samples")
-    parts.append(f"rule {run.rule}" + (f", score {score}" if (score := files.setting("development.score")) else ""))
+    parts.append(f"rule {run.rule}")
+    for kind in ("unit", "synapse"):
+        if run.rule != "none" and (score := files.setting(f"development.{kind}_score")):
+            parts.append(f"{kind}s scored by {score}")
     parts.append(f"{run.epochs} epochs, seed {run.seed}")
     return " · ".join(part for part in parts if part)
 
@@ -412,7 +415,7 @@ def _survival(files: RunFiles) -> str:
     words = (
         f"A row is a unit, a column one of the {len(progress):,} development steps. Units are sorted by the time of "
         "their death, the longest-lived on top; where a row ends, the unit died. Survival F is the memory of how much "
-        "a unit is used; whoever falls below a slowly rising level dies."
+        f"a unit is used; whoever falls below {'a slowly rising level' if _window(files) else '0'} dies."
         + (" The dashed line is where the window of development begins." if _window(files) else "")
     )
     figures = [survival_map(item, progress, files.history.run.epochs, ends, begin) for item in maps]

@@ -82,6 +82,7 @@ class Run:
             randaugment=config.data.randaugment,
             fill=training_spec(self.data.spec, config.data).mean or (0.5,),
         )
+        self.augment(unit_range(self.samples.images[:2]), generator(config.seed, "augment"))  # refused now, or never
         self.memory_format = memory_format(config.channels_last)
         self.model = placed(make_model(config, self.data), config.device, config.channels_last)
         decay = config.optimizer.ema
@@ -96,13 +97,20 @@ class Run:
         rule = config.development.rule
         # The printed and the released rule develop once an epoch; the released one knows full batches only.
         self.every_epoch = rule in ("paper", "released")
-        self.full_only = rule == "released"
+        self.full_only = rule == "released" or config.data.full_batches
         self.batch_count = self.samples.batch_count(config.data.batch_size, full_only=self.full_only)
         if self.batch_count == 0:
             raise DPAPError(
                 f"A batch of {config.data.batch_size} is larger than the {len(self.samples)} training samples.",
                 where="setting data.batch_size",
-                fix=f"rule {rule!r} needs full batches; use smaller ones",
+                fix=f"rule {rule!r}, or data.full_batches, needs full batches; use smaller ones",
+            )
+        if len(self.samples) % config.data.batch_size == 1 and config.model.norm and not self.full_only:
+            raise DPAPError(
+                f"The last batch of {len(self.samples)} training samples in batches of {config.data.batch_size} is a "
+                "single sample, of which a norm can take no statistics.",
+                where="setting data.batch_size",
+                fix="choose another one, or set data.full_batches=true",
             )
         self.total_batches = self.batch_count * config.epochs
         self.dev = None if rule == "none" else self._make_developer()
@@ -337,7 +345,15 @@ def training_samples(data: Dataset, settings: DataConfig) -> Split:
             where="setting data.limit",
             fix="lower it, or set it to none",
         )
-    return samples.part(chosen_share(samples.labels.cpu(), settings.limit / len(samples)))
+    part = samples.part(chosen_share(samples.labels.cpu(), settings.limit / len(samples)))
+    missing = set(samples.labels.tolist()) - set(part.labels.tolist())
+    if missing:
+        raise DPAPError(
+            f"data.limit = {settings.limit} leaves no sample of class {data.spec.classes[min(missing)]!r}.",
+            where="setting data.limit",
+            fix=f"raise it; there are {len(samples)} training samples of {len(data.spec.classes)} classes",
+        )
+    return part
 
 
 def training_spec(spec: DataSpec, settings: DataConfig) -> DataSpec:
