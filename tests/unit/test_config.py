@@ -273,3 +273,21 @@ def test_the_control_differs_in_the_rule_alone() -> None:
     assert control.development.rule == "none"
     assert control.control is False
     assert dataclasses.replace(control, control=True, development=config.development) == config
+
+
+def test_settings_that_only_go_together_are_changed_together() -> None:
+    own = override(Config(), {"data.name": "npz", "data.path": "mine.npz"})
+    assert (own.data.name, own.data.path) == ("npz", "mine.npz")
+    assert override(own, {"data.path": "none", "data.name": "digits"}) == Config()
+    assert override(Config(), {"model.num_steps": "1", "model.neuron": "relu"}).model.neuron == "relu"
+
+
+def test_a_mean_of_weights_is_not_masked_by_the_released_rule() -> None:
+    with pytest.raises(DPAPError, match=r"optimizer.ema = 0.9 is not allowed"):
+        override(Config(), {"optimizer.ema": "0.9", "development.rule": "released"})
+
+
+def test_the_control_of_a_released_run_sees_the_same_batches() -> None:
+    released = override(Config(), {"development.rule": "released"})
+    assert released.as_control().data.full_batches
+    assert not Config().as_control().data.full_batches

@@ -492,3 +492,10 @@ def test_a_path_too_many_or_too_few() -> None:
 def test_a_name_that_is_not_there() -> None:
     with pytest.raises(DPAPError, match="did you mean 'fashion-mnist'"):
         load_dataset("fashionmnist")
+
+
+def test_one_stray_label_is_named_at_once(tmp_path: Path) -> None:
+    labels = LABELS.copy()
+    labels[7] = 2_000_000_000
+    with pytest.raises(DPAPError, match="label 2000000000, but there are only 60 samples"):
+        load_npz(write(tmp_path, labels=labels))

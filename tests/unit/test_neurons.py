@@ -390,3 +390,12 @@ def test_a_leaky_integrator_passes_gradients_back_in_time() -> None:
 def test_a_leaky_integrator_needs_a_time_constant(tau: float) -> None:
     with pytest.raises(DPAPError, match="LeakyIntegrator was given tau="):
         LeakyIntegrator(tau)
+
+
+def test_a_leaky_integrator_sums_in_float32_under_autocast() -> None:
+    x = torch.rand(4, 2, 3, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        potentials = LeakyIntegrator(2.0)(x)
+    assert potentials.dtype == torch.float32
+    torch.testing.assert_close(potentials, LeakyIntegrator(2.0)(x.float()), rtol=0, atol=0)
+    assert LeakyIntegrator(2.0)(x.double()).dtype == torch.float64

@@ -11,12 +11,13 @@ import torch
 from tiny_runs import tiny
 from torch import Tensor, nn
 
-from dpap.config import DevelopmentConfig, OptimizerConfig
+from dpap.config import DevelopmentConfig, OptimizerConfig, override
 from dpap.data import Dataset, load_dataset
 from dpap.data.spec import unit_range
 from dpap.errors import DPAPError
 from dpap.io import load
 from dpap.metrics import accuracy
+from dpap.recipes import recipe
 from dpap.report.history import DevelopmentLine, EpochLine, read_history
 from dpap.training.loop import best_after_last_death, train, train_epoch
 from dpap.training.run import Run, make_rule, rate_share
@@ -324,3 +325,21 @@ def test_a_part_of_a_batch_in_bytes_is_seen_in_the_unit_range(monkeypatch: pytes
     found = ((images * std + mean) * 255).round()
     assert all(tuple(image.flatten().tolist()) in wanted for image in found)
     assert len(images) == len(labels) == 256
+
+
+def test_a_last_batch_of_one_sample_is_refused_where_a_norm_would_stumble() -> None:
+    digits = recipe("digits-snn")
+    with pytest.raises(DPAPError, match="is a single sample"):
+        Run(override(digits, {"data.batch_size": "2"}))
+    assert Run(override(digits, {"data.batch_size": "2", "data.full_batches": "true"})).batch_count == 673
+    assert Run(override(digits, {"data.batch_size": "2", "model.norm": "false"})).batch_count == 674
+
+
+def test_a_limit_that_empties_a_class_is_refused() -> None:
+    with pytest.raises(DPAPError, match="leaves no sample of class"):
+        Run(override(recipe("digits-snn"), {"data.limit": "3"}))
+
+
+def test_a_released_run_and_its_control_have_the_same_batches() -> None:
+    config = override(recipe("digits-snn"), {"development.rule": "released", "development.target.connectivity": "none"})
+    assert Run(config).batch_count == Run(config.as_control()).batch_count == 21
