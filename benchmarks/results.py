@@ -117,8 +117,8 @@ def _collect_arm(name: str, planned: Sequence[Arm], folder: Path, old: Stored | 
         said.append(f"{name}: was run with other settings than studies.py says now: {'; '.join(changed)}.")
     return {
         "name": name,
-        "paper": getattr(planned[0], "paper", ""),
-        "against": getattr(planned[0], "against", ""),
+        "paper": planned[0].paper,
+        "against": planned[0].against,
         "seeds": [arm.config.seed for arm in planned],
         "config": {k: v for k, v in config.items() if k not in ("seed", "control")} if stored and config else None,
         "changed": changed,
@@ -143,7 +143,9 @@ def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
         first, second = (dict(flat(to_dict(from_dict(config)))) for config in (mine, theirs))
     except DPAPError as error:
         return [f"one cannot be read by this dpap ({error.what})"]
-    keys = [key for key in first if key not in IGNORED and first[key] != second[key]]
+    unpruned = first["development.rule"] == second["development.rule"] == "none"  # how one would prune does not matter
+    ignored = {key for key in first if key in IGNORED or (unpruned and key.startswith("development."))}
+    keys = [key for key in first if key not in ignored and first[key] != second[key]]
     return [f"{key} {json.dumps(first[key])} -> {json.dumps(second[key])}" for key in keys]
 
 
