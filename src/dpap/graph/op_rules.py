@@ -314,6 +314,11 @@ def _signed(walk: Walk, node: Any, x: Value, *rest: Any) -> Value:
     return elementwise(x)
 
 
+@op_rule("aten._assert_tensor_metadata.default")
+def _checked(walk: Walk, node: Any, *rest: Any, **options: Any) -> None:
+    """What `x.float()` and its like leave in an exported graph: a check without a result."""
+
+
 @op_rule("aten.prelu.default")
 def _prelu(walk: Walk, node: Any, x: Value, weight: Value) -> Value:
     ids = x.units[1] if len(x.units) > 1 else None
