@@ -60,6 +60,8 @@ def signature(thing: Callable[..., Any], width: int = 100) -> str:
             shown.append("*")
         note = _Plain(p.annotation) if isinstance(p.annotation, str) else p.annotation
         default = _Plain(p.default.__name__) if inspect.isfunction(p.default) else p.default
+        if isinstance(default, frozenset):  # whose own order is another in each process
+            default = _Plain(f"frozenset({{{', '.join(sorted(map(repr, default)))}}})")
         shown += [] if p.name == "self" else [str(p.replace(annotation=note, default=default))]
     after = "" if inspect.isclass(thing) else f" -> {found.return_annotation}"
     text = f"({', '.join(shown)}){after}"
