@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +22,15 @@ from typing import Any, TypeVar
 import numpy as np
 from studies import RUNS, STUDIES, Arm
 
+from dpap.atomic import replace_file
 from dpap.config import from_dict, to_dict
 from dpap.errors import DPAPError
-from dpap.report.arm_names import IGNORED, data_of, family_of
+from dpap.report.arm_names import IGNORED, data_of, family_of, flat
 from dpap.report.compare import ArmResult, Comparison, EpochNumbers, RunNumbers, compared, numbers_of
-from dpap.report.compare_table import said_accuracy, said_difference, said_p, said_reached, said_units
+from dpap.report.compare_table import said_accuracy, said_difference, said_layers, said_p, said_reached, said_units
 from dpap.report.files import read_run
 from dpap.report.history import LayerResult, NeuronResult
-from dpap.report.svg import MISSING, number, share_of
+from dpap.report.svg import MISSING, share_of
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,21 +139,13 @@ def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     A config that was written before a setting existed has its default.
     """
     try:
-        first, second = (dict(flat(to_dict(from_dict(config)))) for config in (mine, theirs))
+        first, second = (flat(to_dict(from_dict(config))) for config in (mine, theirs))
     except DPAPError as error:
         return [f"one cannot be read by this dpap ({error.what})"]
     unpruned = first["development.rule"] == second["development.rule"] == "none"  # how one would prune does not matter
     ignored = {key for key in first if key in IGNORED or (unpruned and key.startswith("development."))}
     keys = [key for key in first if key not in ignored and first[key] != second[key]]
     return [f"{key} {json.dumps(first[key])} -> {json.dumps(second[key])}" for key in keys]
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 APART = ("path", "config", "correct", "epochs", "layers", "neurons")
@@ -375,21 +366,7 @@ def convergence_table(found: Comparison) -> list[str]:
 
 def layer_table(found: Comparison) -> list[str]:
     """Each layer of each arm; before pruning is what the control shows."""
-    rows = []
-    for arm in found.arms:
-        active = {item.name: item for item in arm.neurons}
-        for layer in arm.layers:
-            item = active.get(layer.name)
-            rows.append(
-                [
-                    f"`{arm.name}`",
-                    layer.name,
-                    share_of(layer.unit_density),
-                    share_of(layer.synapse_density),
-                    number(item.rate if item else None),
-                    share_of(item.silent if item else None),
-                ]
-            )
+    rows = [[f"`{arm.name}`", layer, *shown] for arm in found.arms for layer, shown in said_layers(arm)]
     return table(["arm", "layer", "units", "synapses", "firing rate", "silent"], rows, names=2)
 
 
@@ -410,15 +387,7 @@ def stored_studies() -> list[Stored]:
 def write(path: Path, content: str) -> None:
     """Readers see the old file or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    replace_file(path, content.encode())
 
 
 def check() -> str:

@@ -41,7 +41,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train networks, spiking or not, that grow small while they learn.",
 )
-DATA_ACTIONS: dict[str, Callable[[str], SetStatus]] = {"list": status, "fetch": fetch, "verify": verify}
 console = Console()
 errors = Console(stderr=True)
 
@@ -149,7 +148,7 @@ def data(
         raise DPAPError(
             "There is nothing named to fetch.", where="dpap data fetch", fix=f"name one: {', '.join(SOURCES)}"
         )
-    found = [_fetched(name) if action == "fetch" else DATA_ACTIONS[action](name) for name in names or SOURCES]
+    found = [DATA_ACTIONS[action](name) for name in names or SOURCES]
     table = Table("data set", "state", "files", "where", "to download", box=None, pad_edge=False)
     for part in found:
         here = len(part.files) - len(part.missing)
@@ -181,6 +180,9 @@ def _fetched(name: str) -> SetStatus:
             bars.update(tasks[file], completed=here)
 
         return fetch(name, progress)
+
+
+DATA_ACTIONS: dict[str, Callable[[str], SetStatus]] = {"list": status, "fetch": _fetched, "verify": verify}
 
 
 @app.command()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dpap.atomic import replace_file
 from dpap.errors import DPAPError
 from dpap.graph.module_rules import follow, require_rule
 from dpap.models import MODELS, build, built_from
@@ -415,17 +415,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         DPAPError: no space or no permission; what was there stays, and no part of the new is left behind.
     """
     with writing(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_file(path, data)
 
 
 def dpap_version() -> str:

@@ -13,7 +13,6 @@ import lzma
 import os
 import re
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from dpap.atomic import replace_file
 from dpap.data.sources import SOURCES, Download, Part, Source
 from dpap.data.web import Progress, download, megabytes
 from dpap.errors import DPAPError, unknown_name
@@ -367,15 +367,7 @@ def _keep(source: Source, parts: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, raw in parts.items():
-            with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}.", delete=False) as file:
-                temporary = Path(file.name)
-                try:
-                    file.write(raw)
-                    file.close()
-                    temporary.replace(folder / name)
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
+            replace_file(folder / name, raw)
     except OSError as error:
         log.warning("no cache, so that the archive is unpacked at every load: %s: %s", folder, error.strerror)
 

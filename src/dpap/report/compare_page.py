@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from dpap.atomic import replace_file
 from dpap.errors import DPAPError
 from dpap.report.compare import ArmResult, Comparison, Difference, listed
 from dpap.report.compare_table import (
@@ -17,6 +16,7 @@ from dpap.report.compare_table import (
     against_columns,
     said_accuracy,
     said_difference,
+    said_layers,
     time_columns,
 )
 from dpap.report.figures import HALF, NARROW
@@ -25,9 +25,7 @@ from dpap.report.svg import (
     Scale,
     linear,
     logarithmic,
-    number,
     points,
-    share_of,
     short_percent,
     svg,
     tag,
@@ -70,16 +68,9 @@ def write_comparison(found: Comparison, path: Path) -> Path:
     Raises:
         DPAPError: it cannot be written.
     """
+    content = comparison_page(found).encode()
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(comparison_page(found).encode())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_file(path, content)
     except OSError as error:
         raise DPAPError(f"The comparison cannot be written: {error.strerror}.", where=str(path)) from error
     return path
@@ -150,20 +141,7 @@ def _html_table(found: Comparison, columns: Sequence[Column]) -> str:
 
 
 def _layer_table(found: Comparison) -> str:
-    rows = []
-    for arm in found.arms:
-        active = {item.name: item for item in arm.neurons}
-        for layer in arm.layers:
-            item = active.get(layer.name)
-            rows.append(
-                [
-                    f"{arm.name}: {layer.name}",
-                    share_of(layer.unit_density),
-                    share_of(layer.synapse_density),
-                    number(item.rate if item else None),
-                    share_of(item.silent if item else None),
-                ]
-            )
+    rows = [[f"{arm.name}: {layer}", *shown] for arm in found.arms for layer, shown in said_layers(arm)]
     words = (
         "Units and synapses are shares of the dense layer. The rate is the mean number of spikes of a living neuron in "
         "one time step (of an ordinary network, the share of outputs that is not 0); silent are living units that "

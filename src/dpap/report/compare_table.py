@@ -54,6 +54,19 @@ def said_units(arm: ArmResult) -> str:
     return " ".join(f"{100 * layer.unit_density:.0f}" for layer in arm.layers) or MISSING
 
 
+def said_layers(arm: ArmResult) -> list[tuple[str, list[str]]]:
+    """Of each layer: its name, and the shares of living units and synapses, firing rate and share of silent units."""
+    active = {item.name: item for item in arm.neurons}
+    found = []
+    for layer in arm.layers:
+        item = active.get(layer.name)
+        densities = [share_of(layer.unit_density), share_of(layer.synapse_density)]
+        found.append(
+            (layer.name, [*densities, number(item.rate if item else None), share_of(item.silent if item else None)])
+        )
+    return found
+
+
 def said_reached(found: Convergence | None) -> str:
     """How many epochs and seconds, and in how many runs when it is not all."""
     if found is None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
@@ -20,6 +18,7 @@ from shlex import quote
 
 import numpy as np
 
+from dpap.atomic import replace_file
 from dpap.errors import DPAPError
 from dpap.report import tables
 from dpap.report.figures import (
@@ -69,15 +68,7 @@ def write_report(run: Path) -> Path:
     """
     content, path = page(run).encode(), run / NAME
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{NAME}.", dir=run)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        replace_file(path, content)
     except OSError as error:
         raise DPAPError(f"The report cannot be written: {error.strerror}.", where=str(path)) from error
     return path

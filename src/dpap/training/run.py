@@ -75,12 +75,13 @@ class Run:
         self.config = config
         self.data: Dataset = load_dataset(config.data.name, config.data.path).to(config.device)
         self.samples: Split = training_samples(self.data, config.data)
+        self.training_spec = training_spec(self.data.spec, config.data)
         self.augment = Augment(
             crop=config.data.crop,
             flip=config.data.flip,
             erasing=config.data.erasing,
             randaugment=config.data.randaugment,
-            fill=training_spec(self.data.spec, config.data).mean or (0.5,),
+            fill=self.training_spec.mean or (0.5,),
         )
         self.augment(unit_range(self.samples.images[:2]), generator(config.seed, "augment"))  # refused now, or never
         self.memory_format = memory_format(config.channels_last)
@@ -141,7 +142,7 @@ class Run:
         for batch, (images, labels) in enumerate(raw):
             draws = generator(seed, "augment", epoch, batch)
             images = self.augment(unit_range(images), draws)
-            images = training_spec(self.data.spec, data).normalized(images)
+            images = self.training_spec.normalized(images)
             images = self.augment.after_normalization(images, draws)
             yield images.contiguous(memory_format=self.memory_format), labels
 
