@@ -82,20 +82,17 @@ SYNAPSE_SCORES = ("bcm", "bcm-net", "magnitude", "weighted-input", "bcm-alone", 
 
 
 def scores() -> Iterator[Arm]:
-    """E1: which score of a synapse, on 12,000 images of MNIST, 2Conv2FC at 98 % (and 95 %); the units' score is the
-    default everywhere. `bcm` is the default since this study, `bcm-net` was before."""
+    """E1: which score of a synapse, on 12,000 images of MNIST, 2Conv2FC at 90, 95 and 98 %; the units' score is the
+    default everywhere."""
     base = small("mnist-snn", 12_000, 6)
-    yield from seeded("scores", "control", control(base), 2)
-    plan = [(score, 98, 2) for score in SYNAPSE_SCORES]
-    plan += [(score, 95, 1) for score in ("bcm-net", "magnitude", "random")]
-    for score, percent, seeds in plan:
-        config = pruned(base, {"connectivity": 1 - percent / 100}, synapse_score=score)
-        yield from seeded("scores", f"{score}-{percent}", config, seeds, against=_default(score, percent))
-
-
-def _default(score: str, percent: int) -> str:
-    """The arm that the others are set beside."""
-    return f"bcm-{percent}" if score != "bcm" and percent == 98 else ""
+    yield from seeded("scores", "control", control(base), 5)
+    seeds = {98: 5, 95: 5, 90: 2}
+    for percent, number in seeds.items():
+        for score in SYNAPSE_SCORES:
+            config = pruned(base, {"connectivity": 1 - percent / 100}, synapse_score=score)
+            against = "" if score == "bcm" else f"bcm-{percent}"
+            fewer = min(number, 2) if score in ("random", "bcm-alone") else number
+            yield from seeded("scores", f"{score}-{percent}", config, fewer, against=against)
 
 
 def scores_2fc() -> Iterator[Arm]:
@@ -133,6 +130,16 @@ def units_ann() -> Iterator[Arm]:
         yield from seeded("units-ann", f"{score}-10", pruned(base, {"macs": 0.10}, unit_score=score), 3)
 
 
+def units_cifar() -> Iterator[Arm]:
+    """E2 on CIFAR-10: 5,000 images, 4 epochs of 6Conv2FC at a quarter of its width, at 50 and 30 % of the MACs."""
+    base = small("cifar10-snn-small", 5_000, 4)
+    yield from seeded("units-cifar", "control", control(base), 1)
+    for percent in (30, 50):
+        for score in UNIT_SCORES:
+            config = pruned(base, {"macs": percent / 100}, unit_score=score)
+            yield from seeded("units-cifar", f"{score}-{percent}", config, 1)
+
+
 def window() -> Iterator[Arm]:
     """E3: when and how often to develop, one setting at a time, on 12,000 images of MNIST, 784-800-10 at 98 %; synapses
     scored by `bcm-net`."""
@@ -163,6 +170,22 @@ def levels() -> Iterator[Arm]:
             yield from seeded("levels", f"{name}-unit-{kappa}", pruned(base, kappa_unit=kappa), 1)
         for kappa in (0.7, 1.3):
             yield from seeded("levels", f"{name}-synapse-{kappa}", pruned(base, kappa_synapse=kappa), 1)
+
+
+def ways() -> Iterator[Arm]:
+    """What raises MNIST 2Conv2FC at 95 %: all images but the validation split, one change of the recipe at a time."""
+    base = replace(recipe("mnist-snn"), threads=1, control=False)
+    base = change(base, data={"hold_out": True})
+    ways: dict[str, Config] = {
+        "as-is": base,
+        "20-epochs": replace(base, epochs=20),
+        "tet": change(base, optimizer={"loss": "tet"}),
+        "earlier": change(base, development={"start": 0.05, "stop": 0.30}),
+        "crop-1": change(base, data={"crop": 1}),
+        "plif": change(base, model={"neuron": "plif"}),
+    }
+    for name, config in ways.items():
+        yield from seeded("ways", name, config, 1)
 
 
 def whole(name: str) -> Config:
@@ -219,8 +242,10 @@ STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "scores-2fc": scores_2fc,
     "units": units,
     "units-ann": units_ann,
+    "units-cifar": units_cifar,
     "window": window,
     "levels": levels,
+    "ways": ways,
     "mnist-snn": mnist_snn,
     "mnist-ann": mnist_ann,
     "mnist-2fc": mnist_2fc,
