@@ -78,7 +78,9 @@ def rates() -> Iterator[Arm]:
         yield from seeded("rates", f"lr-{lr:g}", change(control(base), optimizer={"lr": lr}), 1)
 
 
-SYNAPSE_SCORES = ("bcm", "bcm-net", "magnitude", "weighted-input", "bcm-alone", "random")
+SYNAPSE_SCORES = ("weighted-input", "bcm", "bcm-net", "magnitude", "bcm-alone", "random")
+DEFAULT = "weighted-input"
+"""What E1 chose; `bcm-net` was specified, `bcm` tried in between."""
 
 
 def scores() -> Iterator[Arm]:
@@ -86,12 +88,11 @@ def scores() -> Iterator[Arm]:
     default everywhere."""
     base = small("mnist-snn", 12_000, 6)
     yield from seeded("scores", "control", control(base), 5)
-    seeds = {98: 5, 95: 5, 90: 2}
-    for percent, number in seeds.items():
+    for percent, seeds in {98: 5, 95: 3, 90: 1}.items():
         for score in SYNAPSE_SCORES:
             config = pruned(base, {"connectivity": 1 - percent / 100}, synapse_score=score)
-            against = "" if score == "bcm" else f"bcm-{percent}"
-            fewer = min(number, 2) if score in ("random", "bcm-alone") else number
+            against = "" if score == DEFAULT else f"{DEFAULT}-{percent}"
+            fewer = min(seeds, {"random": 2, "bcm-alone": 2 if percent == 98 else 0}.get(score, seeds))
             yield from seeded("scores", f"{score}-{percent}", config, fewer, against=against)
 
 
@@ -102,12 +103,12 @@ def scores_2fc() -> Iterator[Arm]:
     for percent in (95, 98):
         for score in SYNAPSE_SCORES:
             config = pruned(base, {"connectivity": 1 - percent / 100}, synapse_score=score)
-            against = "" if score == "bcm" else f"bcm-{percent}"
+            against = "" if score == DEFAULT else f"{DEFAULT}-{percent}"
             yield from seeded("scores-2fc", f"{score}-{percent}", config, 5, against=against)
 
 
-FORMER = "bcm-net"
-"""The default score of synapses until E1; studies that were run with it say so."""
+FORMER, BETWEEN = "bcm-net", "bcm"
+"""Default scores of synapses before E1 was over; studies that were run with one say so."""
 UNIT_SCORES = ("bcm", "activity", "magnitude", "norm-scale", "outgoing", "random")
 
 
@@ -123,19 +124,21 @@ def units() -> Iterator[Arm]:
 
 
 def units_ann() -> Iterator[Arm]:
-    """E2 without spikes: 12,000 images of MNIST, 2Conv2FC with ReLU, at 10 % of the MACs."""
+    """E2 without spikes: 12,000 images of MNIST, 2Conv2FC with ReLU, at 10 % of the MACs; synapses scored by `bcm`."""
     base = small("mnist-ann", 12_000, 6)
     yield from seeded("units-ann", "control", control(base), 3)
     for score in UNIT_SCORES:
-        yield from seeded("units-ann", f"{score}-10", pruned(base, {"macs": 0.10}, unit_score=score), 3)
+        yield from seeded(
+            "units-ann", f"{score}-10", pruned(base, {"macs": 0.10}, unit_score=score, synapse_score=BETWEEN), 3
+        )
 
 
 def units_cifar() -> Iterator[Arm]:
-    """E2 on CIFAR-10: 5,000 images, 4 epochs of 6Conv2FC at a quarter of its width, at 50 and 30 % of the MACs."""
+    """E2 on CIFAR-10: 5,000 images, 4 epochs of 6Conv2FC at a quarter of its width, at 30 and 50 % of the MACs."""
     base = small("cifar10-snn-small", 5_000, 4)
     yield from seeded("units-cifar", "control", control(base), 1)
     for percent in (30, 50):
-        for score in UNIT_SCORES:
+        for score in ("spine", "magnitude", "random", "activity", "norm-scale", "outgoing"):
             config = pruned(base, {"macs": percent / 100}, unit_score=score)
             yield from seeded("units-cifar", f"{score}-{percent}", config, 1)
 
@@ -161,9 +164,10 @@ def window() -> Iterator[Arm]:
 
 
 def levels() -> Iterator[Arm]:
-    """E4: the level at which things die when no target is set, one kind at a time, on three networks."""
+    """E4: the level at which things die when no target is set, one kind at a time, on three networks; synapses scored
+    by `bcm`."""
     for name, samples, epochs in (("digits-snn", 1_000, 40), ("mnist-snn-2fc", 12_000, 6), ("mnist-ann", 12_000, 6)):
-        base = small(name, samples, epochs)
+        base = change(small(name, samples, epochs), development={"synapse_score": BETWEEN})
         yield from seeded("levels", f"{name}-control", control(base), 1)
         yield from seeded("levels", f"{name}-default", pruned(base), 1)
         for kappa in (0.4, 0.8):
@@ -172,30 +176,14 @@ def levels() -> Iterator[Arm]:
             yield from seeded("levels", f"{name}-synapse-{kappa}", pruned(base, kappa_synapse=kappa), 1)
 
 
-def ways() -> Iterator[Arm]:
-    """What raises MNIST 2Conv2FC at 95 %: all images but the validation split, one change of the recipe at a time."""
-    base = replace(recipe("mnist-snn"), threads=1, control=False)
-    base = change(base, data={"hold_out": True})
-    ways: dict[str, Config] = {
-        "as-is": base,
-        "20-epochs": replace(base, epochs=20),
-        "tet": change(base, optimizer={"loss": "tet"}),
-        "earlier": change(base, development={"start": 0.05, "stop": 0.30}),
-        "crop-1": change(base, data={"crop": 1}),
-        "plif": change(base, model={"neuron": "plif"}),
-    }
-    for name, config in ways.items():
-        yield from seeded("ways", name, config, 1)
-
-
 def whole(name: str) -> Config:
     """A recipe on all training images, for the test split; the curve of test accuracies is recorded, nothing chosen."""
     return replace(recipe(name), threads=1, control=False, test_each_epoch=True)
 
 
 def mnist_snn() -> Iterator[Arm]:
-    """MNIST, all 60,000 training images, spiking 2Conv2FC, T = 4. `net-...` are `dpap` with the former score of
-    synapses, `bcm-net`."""
+    """MNIST, all 60,000 training images, spiking 2Conv2FC, T = 4. `net-...` are `dpap` with synapses scored by
+    `bcm-net`, as first specified, `bcm-...` with `bcm`."""
     base, study = whole("mnist-snn"), "mnist-snn"
     targets: dict[str, tuple[dict[str, float], str]] = {
         "95": ({"connectivity": 0.05, "macs": 0.40}, ""),
@@ -204,36 +192,45 @@ def mnist_snn() -> Iterator[Arm]:
         "97": ({"connectivity": 0.03, "macs": 0.40}, ""),
         "98.5": ({"connectivity": 0.015, "macs": 0.40}, ""),
     }
-    yield from seeded(study, "control", control(base), 1, "DPAP: 99.46")
     for percent, (target, paper) in targets.items():
-        yield from seeded(study, f"dpap-{percent}", pruned(base, target), 1, paper)
+        yield from seeded(study, f"dpap-{percent}", pruned(base, target), 3 if percent == "95" else 1, paper)
+    smaller = targets["95"][0]
+    yield from seeded(study, "control", control(base), 3, "DPAP: 99.46")
+    for score in ("magnitude", "random"):
+        config = pruned(base, smaller, unit_score=score, synapse_score=score)
+        yield from seeded(study, f"{score}-95", config, 3 if score == "magnitude" else 1, against="dpap-95")
+    for percent, (target, paper) in targets.items():
         yield from seeded(study, f"net-{percent}", pruned(base, target, synapse_score=FORMER), 1, paper)
-    for score in ("random", "magnitude"):
-        config = pruned(base, targets["95"][0], unit_score=score, synapse_score=score)
-        yield from seeded(study, f"{score}-95", config, 1, against="dpap-95")
+    yield from seeded(study, "bcm-95", pruned(base, smaller, synapse_score=BETWEEN), 1)
 
 
 def mnist_ann() -> Iterator[Arm]:
-    """MNIST, all 60,000 training images, 2Conv2FC with ReLU."""
+    """MNIST, all 60,000 training images, 2Conv2FC with ReLU. `bcm-90` has synapses scored by `bcm`."""
     base = whole("mnist-ann")
     smaller = {"connectivity": 0.10, "macs": 0.40}
     yield from seeded("mnist-ann", "control", control(base), 2, "DPAP: 99.20")
     yield from seeded("mnist-ann", "dpap-90", pruned(base, smaller), 2, "DPAP: 99.24 at 56.00 %")
+    yield from seeded("mnist-ann", "bcm-90", pruned(base, smaller, synapse_score=BETWEEN), 1)
 
 
 def mnist_2fc() -> Iterator[Arm]:
-    """MNIST, all 60,000 training images, spiking 784-800-10, T = 4. The width is ours: the paper gives none."""
+    """MNIST, all 60,000 training images, spiking 784-800-10, T = 4. The width is ours: the paper gives none.
+    `bcm-97.75` has synapses scored by `bcm`."""
     base, study = whole("mnist-snn-2fc"), "mnist-2fc"
+    smaller = {"connectivity": 0.0225}
     yield from seeded(study, "control", control(base), 1, "DPAP: 98.81")
-    yield from seeded(study, "dpap-97.75", pruned(base, {"connectivity": 0.0225}), 1, "CH-SNN: 98.97 at 97.75 %")
+    yield from seeded(study, "dpap-97.75", pruned(base, smaller), 1, "CH-SNN: 98.97 at 97.75 %")
     yield from seeded(study, "dpap-77", pruned(base, {"connectivity": 0.2264}), 1, "DPAP: 98.74 at 77.36 %")
+    yield from seeded(study, "bcm-97.75", pruned(base, smaller, synapse_score=BETWEEN), 1)
 
 
 def cifar10_small() -> Iterator[Arm]:
-    """CIFAR-10, 5,000 training images, 3 epochs of 6Conv2FC at a quarter of its width, T = 4: it runs end to end."""
+    """CIFAR-10, 5,000 training images, 3 epochs of 6Conv2FC at a quarter of its width, T = 4: it runs end to end.
+    Synapses are scored by `bcm`."""
     base = change(replace(whole("cifar10-snn-small"), epochs=3), data={"limit": 5_000})
+    smaller = pruned(base, {"connectivity": 0.25, "macs": 0.50}, synapse_score=BETWEEN)
     yield from seeded("cifar10-small", "control", control(base), 1)
-    yield from seeded("cifar10-small", "dpap-75", pruned(base, {"connectivity": 0.25, "macs": 0.50}), 1)
+    yield from seeded("cifar10-small", "dpap-75", smaller, 1)
 
 
 STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
@@ -245,7 +242,6 @@ STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "units-cifar": units_cifar,
     "window": window,
     "levels": levels,
-    "ways": ways,
     "mnist-snn": mnist_snn,
     "mnist-ann": mnist_ann,
     "mnist-2fc": mnist_2fc,

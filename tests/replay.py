@@ -83,6 +83,7 @@ def replay(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     steps = len(record.epochs) if step_each == "epoch" else sum(len(e) for e in record.epochs)
     image = torch.from_numpy(record.epochs[0][0]["conv1"].pre).unflatten(3, (SIDE, SIDE))
+    options = {"shrink": "never"} | options  # what was recorded has the dense widths
     dev = DPAP(model, image, optimizer=optimizer, total_steps=steps, observe_every=1, **options)
     for epoch in record.epochs:
         for batch in epoch:

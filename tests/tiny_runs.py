@@ -5,7 +5,8 @@ from __future__ import annotations
 from dpap.config import Config, override
 from dpap.recipes import recipe
 
-TINY = {
+CONVNET = {"model.blocks": "[[4, 6]]", "model.hidden": "[12]", "model.pooled": "none", "model.dropout": "0.2"}
+TINY = CONVNET | {
     "device": "cpu",
     "epochs": "6",
     "control": "false",
@@ -14,10 +15,6 @@ TINY = {
     "data.hold_out": "true",
     "data.crop": "1",
     "data.train_normalization": "data",  # the other one is of colour images
-    "model.blocks": "[[4, 6]]",
-    "model.hidden": "[12]",
-    "model.pooled": "none",
-    "model.dropout": "0.2",
     "optimizer.lr": "0.01",
     "optimizer.warmup": "0.05",
     "optimizer.precision": "float32",
@@ -33,6 +30,9 @@ def tiny(name: str = "digits-snn", **changes: str) -> Config:
     config = recipe(name)
     if config.development.rule == "released":
         changes = {"development__target__connectivity": "none"} | changes  # it knows no target
-    for key, value in {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}.items():
+    settings = {**TINY, **{key.replace("__", "."): value for key, value in changes.items()}}
+    if config.model.name != "convnet":
+        settings = {key: value for key, value in settings.items() if key not in CONVNET} | {"model.width": "0.125"}
+    for key, value in settings.items():
         config = override(config, {key: value})
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -25,6 +26,9 @@ from dpap.config import Config, override, read_config
 from dpap.data.sources import SOURCES
 from dpap.data.store import SetStatus, fetch, status, verify
 from dpap.errors import DPAPError, unknown_name
+from dpap.find_model import find_model
+from dpap.inspect import inspect as inspect_model
+from dpap.inspect import tables
 from dpap.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from dpap.report.compare import compare_runs
 from dpap.report.compare_page import write_comparison
@@ -79,11 +83,16 @@ def train(
     device: Annotated[str | None, typer.Option(help="cpu or cuda.", show_default=False)] = None,
     data_dir: DataDirOption = None,
     no_control: Annotated[bool, typer.Option("--no-control", help="Leave out the unpruned control.")] = False,
+    shrink: Annotated[
+        str | None,
+        typer.Option(help="When dead units leave the tensors: auto, never or always.", show_default=False),
+    ] = None,
 ) -> None:
     """Train a recipe, and its unpruned control, into a run folder."""
     config = _config(name)
     changes = [_setting(text) for text in settings or ()]
     flags = {"epochs": epochs, "seed": seed, "device": device, "control": "false" if no_control else None}
+    flags["development.shrink"] = shrink
     changes += [(key, str(value)) for key, value in flags.items() if value is not None]
     config = override(config, dict(changes))
     path = out if out is not None else _free_folder(config.recipe)
@@ -131,6 +140,42 @@ def compare(
     if out is not None:
         written = write_comparison(compared, out)
         console.print(f"page: {written}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe, a run folder, the folder of a saved model, timm:NAME, or module:FUNCTION or "
+            "file.py:FUNCTION, a function without arguments that returns the network, or it and an example input. "
+            "Such code is imported, which runs it: name only files you trust.",
+            show_default=False,
+        ),
+    ],
+    shape: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Of one sample, in place of the usual.", show_default=False)
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples in the example input.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    unknown: Annotated[
+        str, typer.Option(help="Operators without a rule: refuse them, or protect what touches them.")
+    ] = "refuse",
+) -> None:
+    """Say what a network could lose: its groups, what is prunable, what each layer costs. Nothing is trained."""
+    network, example = find_model(model, shape=None if shape is None else _sizes(shape), batch=batch)
+    found = inspect_model(network, example, name=model, unknown=unknown)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        console.print(tables(found))
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise DPAPError(f"--shape {text} is no shape.", where="--shape", fix="write --shape 3,64,64") from None
 
 
 @app.command()

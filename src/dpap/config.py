@@ -1,7 +1,7 @@
 """What a run is, completely: frozen dataclasses, checked when made, and their TOML form.
 
-`to_toml(config)` writes every setting, so the `config.toml` of a run folder re-runs it; `read_config` reads one back.
-Settings that may be absent are written as the word "none".
+`to_toml(config)` writes every setting that applies, so the `config.toml` of a run folder re-runs it; `read_config`
+reads one back. Settings that may be absent are written as the word "none".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type
 
 from dpap.data import DATASETS, NEED_PATH
 from dpap.errors import DPAPError, unknown_name
-from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SURROGATES
+from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, settings_of
 from dpap.rules import RULES
 from dpap.scores import SCORES
 
@@ -80,6 +80,10 @@ class Section:
     def key(self, name: str) -> str:
         return f"{self.section}.{name}" if self.section else name
 
+    def applies(self, name: str) -> bool:
+        """Whether the setting of that name means something beside the others; if not, it is not written down."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Section):
@@ -116,11 +120,13 @@ class DataConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Section):
-    """Arguments of `dpap.models.build`."""
+    """A network by name, and its settings; one that the network does not know keeps its default."""
 
     section: ClassVar[str] = "model"
 
     name: str = choice("convnet", "model", MODELS)
+    width: float = positive(1.0)
+    """Factor on all widths, to the nearest whole number."""
     blocks: tuple[tuple[int, ...], ...] = setting(
         ((16, 32),),
         "lists of widths, such as [[16, 32], [64]]",
@@ -160,12 +166,34 @@ class ModelConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value != item.default and not self.applies(item.name):
+                raise DPAPError(
+                    f'{self.key(item.name)} = {_shown(value)} does not apply to model.name = "{self.name}".',
+                    where=f"setting {self.key(item.name)}",
+                    fix=f"leave it out; settings of that network: {', '.join(settings_of(self.name))}",
+                )
+        if self.name == "sew-resnet18" and self.neuron not in SPIKING:
+            raise bad_value(self.key("neuron"), self.neuron, f'a neuron that spikes with name = "{self.name}"')
         if self.neuron == "relu" and self.num_steps != 1:
             raise bad_value(self.key("num_steps"), self.num_steps, '1 with neuron = "relu", which has no time')
         if self.neuron == "relu" and self.readout != "current":
             raise bad_value(self.key("readout"), self.readout, '"current" with neuron = "relu", which has no spikes')
         if self.fc_neuron is not None and (self.fc_neuron == "relu") != (self.neuron == "relu"):
             raise bad_value(self.key("fc_neuron"), self.fc_neuron, f'a neuron like neuron = "{self.neuron}", or none')
+
+    def applies(self, name: str) -> bool:
+        return name == "name" or name in settings_of(self.name)
+
+    def arguments(self) -> dict[str, Any]:
+        """Of `dpap.models.build`, beside the name and what the data say."""
+        return {name: getattr(self, name) for name in settings_of(self.name)}
+
+    @property
+    def spiking(self) -> bool:
+        """Whether the network has time."""
+        return self.applies("neuron") and self.neuron in SPIKING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +269,8 @@ class DevelopmentConfig(Section):
     memory: float = positive(0.03)
     development_steps: int = count(100)
     observe_every: int = count(4)
+    shrink: str = choice("auto", "policy", ("auto", "never", "always"))
+    """When dead units leave the tensors during training; who dies is the same."""
     target: TargetConfig = field(default_factory=TargetConfig)
 
     def __post_init__(self) -> None:
@@ -283,8 +313,8 @@ class Config(Section):
             )
         if self.optimizer.precision == "float16" and self.device != "cuda":
             raise bad_value("optimizer.precision", "float16", '"float32" or "bfloat16" on a CPU')
-        if self.optimizer.loss == "tet" and self.model.neuron == "relu":
-            raise bad_value("optimizer.loss", "tet", '"cross_entropy" or "mse" with neuron = "relu", which has no time')
+        if self.optimizer.loss == "tet" and not self.model.spiking:
+            raise bad_value("optimizer.loss", "tet", '"cross_entropy" or "mse" with a network that has no time')
 
     def as_control(self) -> Config:
         """The same run, on the same batches, without development."""
@@ -319,15 +349,16 @@ def _change(config: Config, tree: dict[str, Any], key: str, text: str) -> None:
         value = text
     *parents, last = key.split(".")
     node: Any = tree
-    for depth, name in enumerate([*parents, last]):
-        if not isinstance(node, dict) or name not in node:
+    setting: Any = config
+    for name in [*parents, last]:
+        if not isinstance(setting, Section) or name not in [item.name for item in fields(setting)]:
             raise _unknown_key(key, _all_keys(config))
-        if depth < len(parents):
-            node = node[name]
-    if isinstance(node[last], dict):
-        raise DPAPError(
-            f"{key!r} is a section, not a setting.", where=f"--set {key}", fix=f"name one of {', '.join(node[last])}"
-        )
+        setting = getattr(setting, name)
+    if isinstance(setting, Section):
+        known = ", ".join(to_dict(setting))
+        raise DPAPError(f"{key!r} is a section, not a setting.", where=f"--set {key}", fix=f"name one of {known}")
+    for name in parents:
+        node = node[name]
     node[last] = value
 
 
@@ -346,8 +377,8 @@ def read_config(path: Path) -> Config:
 
 
 def to_dict(config: Section) -> dict[str, Any]:
-    """Every setting as nested dicts of plain values; an absent one is the word "none"."""
-    return {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
+    """Every setting that applies as nested dicts of plain values; an absent one is the word "none"."""
+    return {item.name: _plain(getattr(config, item.name)) for item in fields(config) if config.applies(item.name)}
 
 
 def to_toml(config: Config) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,21 @@ from torch.optim import Optimizer
 
 from dpap.development import DevelopmentReport, Notes, reported
 from dpap.errors import DPAPError
+from dpap.graph.adapters import enlist
 from dpap.graph.front import Forward, Pattern, Unknown, find_groups
 from dpap.graph.group import Layer
 from dpap.observe import Observer
 from dpap.plasticity import Kind, Stats
 from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed
-from dpap.pruning.compact import compacted, trial_cut
+from dpap.pruning.compact import compacted, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
+from dpap.pruning.shrink import Shrink, Shrinker, check_optimizers, rounded, worthwhile
 from dpap.rules import Rule, Sums, costly_sums, resolve
 from dpap.schedule import RateWatch, Schedule
 from dpap.scores import Score, needs
 from dpap.survival import Clock, grow, survival_step, uninformed
 
 log = logging.getLogger(__name__)
-
-Shrink = Literal["never"]
 
 
 @dataclass(slots=True)
@@ -85,7 +85,9 @@ class DPAP:
         ignore: Modules (or globs over their names) that keep their units and synapses.
         only: If given, all others keep theirs.
         ema: A copy of the model (or several) that follows it, such as an `AveragedModel`; masked along.
-        shrink: "never": dead units stay as zeros until `compact()`.
+        shrink: When dead units leave the tensors of model, `ema=` copies and optimizer state: "auto" when it pays (by
+            counts of operations, never by a clock), "always" at every development step in which units died, "never":
+            they stay as zeros until `compact()`. Who dies is the same.
         forward: `forward(model, batch)` where the model is not called as `model(batch)`, for dict inputs or a loop over
             time.
         unknown: What to do with an operator that has no rule: "refuse" or "protect" all that touches it.
@@ -120,12 +122,12 @@ class DPAP:
         ignore: Sequence[Pattern] | Pattern = (),
         only: Sequence[Pattern] | Pattern | None = None,
         ema: nn.Module | Sequence[nn.Module] | None = None,
-        shrink: Shrink = "never",
+        shrink: Shrink = "auto",
         forward: Forward | None = None,
         unknown: Unknown = "refuse",
     ) -> None:
-        if shrink != "never":
-            raise DPAPError(f"shrink={shrink!r} is not available.", fix='use shrink="never" and compact() at the end.')
+        if shrink not in ("auto", "never", "always"):
+            raise DPAPError(f"shrink={shrink!r}.", fix='choose "auto", "never" or "always".')
         self.rule = resolve(rule, score=score)
         self.schedule = Schedule(
             total_steps=total_steps,
@@ -138,6 +140,9 @@ class DPAP:
         )
         self.model, self.seed = model, seed
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.shrink: Shrink = shrink if self.rule.permanent else "never"
+        if self.shrink != "never":
+            check_optimizers(self.optimizers)
         self.graph = find_groups(model, example_input, ignore=ignore, only=only, unknown=unknown, forward=forward)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._groups = tuple(g for g in self.graph.groups if g.protected is None and "unit" in self.rule.kinds)
@@ -163,6 +168,8 @@ class DPAP:
 
         copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
         self._masks = MaskKeeper(model, self.optimizers, copies)
+        example = two_samples(self.graph, example_input)
+        self._shrinker = Shrinker(model, self.graph, self.optimizers, copies, example, forward)
         self._sums: dict[tuple[str, int], Sums] = {}
         self._parameters = parameters
         self._observer = Observer(
@@ -181,6 +188,8 @@ class DPAP:
         """Step count at the previous development step."""
         self._developments = 0
         self._blocks = 0
+        self._passes = 0
+        """Blocks of `observing()` in the whole run."""
         self._watching = self.schedule.watches_after(0)
         self._rate = RateWatch(self.schedule, self.optimizers)
 
@@ -255,6 +264,7 @@ class DPAP:
         """Observe the passes inside: the first block of each window, then every k-th; else costs next to nothing."""
         wanted = self._watching and self.schedule.observes(self._blocks)
         self._blocks += 1
+        self._passes += 1
         if wanted:
             self._observer.start()
         complete = False
@@ -273,8 +283,12 @@ class DPAP:
             self._sums[key] = self._new_sums(layer, post.dtype, post.device)
         weights = self.rule.trace_weights(self.graph.num_steps)
         first = self.rule.input_weights(self.graph.num_steps) if not layer.in_group else weights
+        living = self._living_inputs(layer).to(post.device)
+        if self.rule.permanent:  # what dead units emit counts nowhere, whether they are still in the tensors or not
+            pre = pre.to(post) * living
+            post = post * self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(post)
         with torch.autocast(post.device.type, enabled=False):  # the products below would be taken in bf16
-            self._sums[key].add(pre.to(post), post, self._living_inputs(layer).to(post.device), first, weights)
+            self._sums[key].add(pre.to(post), post, living, first, weights)
         if arrivals is not None:
             total = self._arrivals.setdefault(layer.weight, torch.zeros_like(arrivals))
             total += arrivals
@@ -320,6 +334,8 @@ class DPAP:
         if not self.schedule.develops_at(self.steps_taken):
             return None
         report = self._commit(self._decide()) if self._watching else None
+        if report is not None:
+            self._shrink_if_due()
         self._last, self._blocks = self.steps_taken, 0
         self._watching = self.schedule.watches_after(self.steps_taken)
         return report
@@ -438,14 +454,18 @@ class DPAP:
             for part in group.producers:
                 owner, _, name = part.tensor.rpartition(".")
                 if name == "weight" and isinstance(self.model.get_submodule(owner), _NormBase):
-                    stats = replace(stats, norm_scale=self._parameters[part.tensor].detach()[rows])
+                    stats = replace(stats, norm_scale=self._dense_weight(part.tensor)[rows])
         if "outgoing" in asked:
             total = torch.zeros(group.units, dtype=stats.y.dtype, device=stats.y.device)
             for part in group.consumers:
-                per_entry = self._parameters[part.tensor].detach().abs().transpose(0, part.axis).flatten(1).sum(1)
+                per_entry = self._dense_weight(part.tensor).abs().transpose(0, part.axis).flatten(1).sum(1)
                 total += per_entry.to(total)[torch.from_numpy(part.entries)].sum(1)
             stats = replace(stats, outgoing=total[rows])
         return stats
+
+    def _dense_weight(self, name: str) -> Tensor:
+        """A parameter in the shape of the dense network, with zeros where dead units were cut."""
+        return self._shrinker.present.dense(name, self._parameters[name].detach())
 
     def _living_synapses(self, layer: Layer) -> Tensor:
         """(O, I): who enters the statistics; a permanent rule's masks leave out what dead units make or read."""
@@ -461,7 +481,7 @@ class DPAP:
                 fix="run the forward pass inside `with dev.observing():`, and make DPAP before torch.compile (a "
                 "compiled model skips hooks that were added after its first call).",
             )
-        weight = self._parameters[layer.weight].detach()
+        weight = self._dense_weight(layer.weight)
         if not all(bool(total.isfinite().all()) for total in sums.sums.values()):
             raise self._not_finite(layer, "activity seen there holds")
         stats = sums.stats(layer.name, kind, self.seed, weight, alive.to(weight.device))
@@ -536,7 +556,7 @@ class DPAP:
         report = decision.report
         if self.rule.permanent:
             if report.deaths:
-                self._masks.update(dead_masks(self._parameters, self.graph, self.alive, self.synapse_masks))
+                self._update_masks()
         else:
             self._strike_weights()
         for sums in self._sums.values():
@@ -549,6 +569,27 @@ class DPAP:
             if self.warned[kind] == 1:  # one line for each place, however often it comes back
                 log.warning("%s (step %d; counted in dev.warned from now on)", warning, report.step)
         return report
+
+    def _update_masks(self) -> None:
+        self._masks.update(dead_masks(self._parameters, self._shrinker.present, self.alive, self.synapse_masks))
+
+    def _shrink_if_due(self) -> None:
+        if self.shrink == "never":
+            return
+        present = self._shrinker.present.units
+        units = self.alive if self.shrink == "always" else rounded(self.alive, present)
+        left = self._passes * (self.total_steps - self.steps_taken) / self.steps_taken
+        if self.shrink == "always" or worthwhile(self._macs(present), self._macs(units), left):
+            self._shrink_to(units)
+
+    def _macs(self, units: Mapping[str, Tensor]) -> int:
+        """Multiply-accumulates per sample of a network that holds these units."""
+        return Account.of(self.graph, {name: here.numpy() for name, here in units.items()}, {}).macs()
+
+    def _shrink_to(self, units: Mapping[str, Tensor]) -> None:
+        if self._shrinker.shrink(units):
+            self._update_masks()
+            self._observer.fit(self._shrinker.present)
 
     def _strike_weights(self) -> None:
         """Rule `released`: rows and synapses are multiplied by the mask once; nothing keeps them from growing again."""
@@ -582,7 +623,20 @@ class DPAP:
                 fix='use rule="dpap" or "paper".',
             )
         self._masks.apply()
-        return compacted(self.model, self.graph, self.alive)
+        small = compacted(self.model, self._shrinker.present, self.alive)
+        enlist(small)
+        return small
+
+    def masked(self) -> nn.Module:
+        """An independent plain module at the widths of the dense network, the dead as zeros.
+
+        It is what `graph`, `alive` and `synapse_masks` describe, also after the model itself became smaller; the
+        metrics take it together with them.
+        """
+        self._masks.apply()
+        dense = restored(self.model, self._shrinker.present)
+        enlist(dense)
+        return dense
 
     def close(self) -> None:
         """Remove every hook. The zeros stay; nothing guards them any more."""
@@ -598,6 +652,8 @@ class DPAP:
             "last": self._last,
             "developments": self._developments,
             "blocks": self._blocks,
+            "passes": self._passes,
+            "present": dict(self._shrinker.present.units),
             "watching": self._watching,
             "peak_rate": self._rate.peak,
             "previous_rate": self._rate.previous,
@@ -611,15 +667,17 @@ class DPAP:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; model and optimizer load their own state apart, before or after.
+        """Go on where `state_dict` was taken. Model and optimizer load their own state apart: afterwards, since a dense
+        model is cut to the widths of the state here.
 
         Raises:
-            DPAPError: The state is of another rule, run or network; nothing is changed then.
+            DPAPError: The state is of another rule, run or network, or of a wider one than the model is by now; nothing
+                is changed then.
         """
         self._check_state(state)
         self.steps_taken, self._last = int(state["steps_taken"]), int(state["last"])
         self._developments, self._blocks = int(state["developments"]), int(state["blocks"])
-        self._watching = bool(state["watching"])
+        self._passes, self._watching = int(state["passes"]), bool(state["watching"])
         self._rate.peak, self._rate.previous = float(state["peak_rate"]), float(state["previous_rate"])
         self._dense = dict(state["dense"])
         for own in ("alive", "survival", "synapse_masks", "synapse_survival"):
@@ -635,7 +693,8 @@ class DPAP:
                 sums.load_state_dict({k: v.to(device) if isinstance(v, Tensor) else v for k, v in saved.items()})
                 self._sums[(layer.weight, layer.call)] = sums
         if self.rule.permanent:
-            self._masks.update(dead_masks(self._parameters, self.graph, self.alive, self.synapse_masks))
+            self._update_masks()
+        self._shrink_to(state["present"])
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         for key, own in (("rule", self.rule.name), ("total_steps", self.total_steps)):
@@ -650,6 +709,12 @@ class DPAP:
                     f"The saved state is of another network: {key} of {different} is {saved.get(different)}, "
                     f"here {here.get(different)}.",
                     fix="build the model and DPAP as in the saved run, then load.",
+                )
+        for name, there in self._shrinker.present.units.items():
+            if bool((state["present"].get(name, there) & ~there).any()):
+                raise DPAPError(
+                    f"The saved state is of a wider network: {name} has units there that were cut here.",
+                    fix="load it into a DPAP of the dense model, as it was made at the start of the run.",
                 )
 
     def __repr__(self) -> str:

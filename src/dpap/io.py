@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dpap.atomic import replace_file
 from dpap.errors import DPAPError
-from dpap.graph.module_rules import follow, require_rule
+from dpap.graph.module_rules import follow_all, require_rule
 from dpap.models import MODELS, build, built_from
 
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
@@ -188,8 +188,7 @@ def _fill(
     for name, value in values.items():
         dtype = value.dtype if keep_dtype else present[name].dtype
         _put(model, name, present[name], value.to(dtype), replaced)
-    for owner in sorted({name.rpartition(".")[0] for name in resized}):
-        follow(model.get_submodule(owner), owner)
+    follow_all(model, {name.rpartition(".")[0] for name in resized})
     return model
 
 

@@ -1,7 +1,8 @@
 """Forward hooks -> activity of one pass. The only file that knows observing hooks.
 
 A pass is one call of the model (or one `observing()` block when the loop over time lies outside it). Each site is
-reduced over space at once, so nothing larger than (T, B, features) is ever kept.
+reduced over space at once, so nothing larger than (T, B, features) is ever kept. Where a loop calls a module once per
+step, its calls of a pass are put together as the T steps.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
 from dpap.graph.group import Graph, Layer, Site
 from dpap.hooks import OwnHook
+from dpap.pruning.slice import Present
 
 OnLayer = Callable[[Layer, Tensor, Tensor, Tensor | None], None]
 """Receives a layer with its pre (T or 1, B, I) and post (T or 1, B, O) activity of one pass, summed or averaged over
 space; and, if asked for, (I,): spikes of the pass times the positions of the layer that read them (None where the input
-is no spikes)."""
+is no spikes). O and I are those of the dense network; what was cut is 0."""
 
 
 class Observer:
@@ -54,15 +57,15 @@ class Observer:
         self.mean_positions, self.rectify, self.whole_block = mean_positions, rectify, whole_block
         self.on = False
         self._seen: dict[Site, Tensor] = {}
+        self._one_by_one: dict[Site, list[Tensor]] = defaultdict(list)
+        """What was seen of each step, where the steps are calls."""
         self._arrived: dict[Site, Tensor] = {}
-        self._reading = {
-            layer.pre: torch.from_numpy(layer.spike_divisor * layer.fanout)
-            for layer in self.layers
-            if weigh_arrivals and layer.pre is not None and layer.spike_divisor is not None
-        }
+        self.weigh_arrivals = weigh_arrivals
+        self.fit(Present.whole(model, graph))
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
         sites = {s for layer in self.layers for s in (layer.pre, layer.post) if s is not None}
         self._sites = {(s.module, s.side, s.call): s for s in sites}
+        self._per_step = _calls_per_step(graph)
         self._handles: list[Any] = (
             []
             if whole_block
@@ -75,6 +78,21 @@ class Observer:
             module = model.get_submodule(name)
             self._handles.append(module.register_forward_pre_hook(OwnHook(partial(self._enter, name))))
             self._handles.append(module.register_forward_hook(OwnHook(partial(self._leave, name))))
+
+    def fit(self, present: Present) -> None:
+        """Read activity of these widths from now on."""
+        self._inputs: list[Tensor | None] = []
+        """Per layer: dense input entry behind each feature that arrives; None: all are there."""
+        self._rows: list[Tensor | None] = []
+        """Per layer: row of the dense weight behind each feature of its post site, -1: of none; None: as they are."""
+        self._reading: dict[Site, Tensor] = {}
+        for layer in self.layers:
+            entries = present.features(layer.in_group, layer.in_owner, layer.in_unit)
+            self._inputs.append(entries)
+            self._rows.append(_rows(layer, present))
+            if self.weigh_arrivals and layer.pre is not None and layer.spike_divisor is not None:
+                reading = torch.from_numpy(layer.spike_divisor * layer.fanout)
+                self._reading[layer.pre] = reading if entries is None else reading[entries]
 
     def close(self) -> None:
         """Remove every hook."""
@@ -105,6 +123,7 @@ class Observer:
 
     def _clear(self) -> None:
         self._seen.clear()
+        self._one_by_one.clear()
         self._arrived.clear()
         self._calls.clear()
 
@@ -117,19 +136,24 @@ class Observer:
             self._record(name, "input", args[0])
 
     def _leave(self, name: str, module: nn.Module, args: Any, out: Any) -> None:
-        if self._active() and isinstance(out, Tensor):
-            self._record(name, "output", out)
+        activity = out[0] if isinstance(out, tuple) and out else out  # a neuron may answer its state behind its spikes
+        if self._active() and isinstance(activity, Tensor):
+            self._record(name, "output", activity)
 
     def _record(self, name: str, side: Literal["input", "output"], tensor: Tensor) -> None:
         call = self._calls[(name, side)]
         self._calls[(name, side)] += 1
-        site = self._sites.get((name, side, call))
+        site = self._sites.get((name, side, call % self._per_step.get((name, side), call + 1)))
         if site is not None:
-            self._seen[site] = self._reduced(site, tensor.detach())
+            if site.layout == "call per step":
+                self._one_by_one[site].append(self._reduced(site, tensor.detach()))
+            else:
+                self._seen[site] = self._reduced(site, tensor.detach())
             if site in self._reading:
                 x, axis = self._time_first(site, tensor.detach())
                 arriving = x * self._reading[site].to(x.device, torch.promote_types(x.dtype, torch.float32))
-                self._arrived[site] = arriving.sum([d for d in range(x.dim()) if d != axis], dtype=torch.float64)
+                arriving = arriving.sum([d for d in range(x.dim()) if d != axis], dtype=torch.float64)
+                self._arrived[site] = self._arrived[site] + arriving if site in self._arrived else arriving
 
     def _reduced(self, site: Site, x: Tensor) -> Tensor:
         """(T or 1, B, features), in float32 at least."""
@@ -152,27 +176,57 @@ class Observer:
                     fix="train with the number of time steps that DPAP was given.",
                 )
             return torch.unflatten(x, 0, (self.num_steps, -1)), site.axis + 1
-        if site.layout == "B":
+        if site.layout in ("B", "call per step"):
             return x.unsqueeze(0), site.axis + 1
-        if len(x) != self.num_steps:
+        self._check_steps(len(x), site)
+        return x, site.axis
+
+    def _check_steps(self, found: int, site: Site) -> None:
+        if found != self.num_steps:
             raise DPAPError(
-                f"{len(x)} time steps arrive; the example input had {self.num_steps}.",
+                f"{found} time steps arrive; the example input had {self.num_steps}.",
                 where=str(site),
                 fix="train with the number of time steps that DPAP was given.",
             )
-        return x, site.axis
 
     def _deliver(self) -> None:
-        for layer in self.layers:
+        for site, steps in self._one_by_one.items():
+            self._check_steps(len(steps), site)
+            self._seen[site] = torch.cat(steps)
+        for layer, inputs, rows in zip(self.layers, self._inputs, self._rows, strict=True):
             if layer.pre in self._seen and layer.post in self._seen:
-                pre, post = self._seen[layer.pre], self._seen[layer.post]
-                if layer.post_row is not None:
-                    post = _per_row(post, torch.from_numpy(layer.post_row), len(layer.out_units))
-                self.on_layer(layer, pre, post, self._arrived.get(layer.pre))
+                pre = _spread(self._seen[layer.pre], inputs, len(layer.in_unit))
+                post = _spread(self._seen[layer.post], rows, len(layer.out_units))
+                arrived = self._arrived.get(layer.pre)
+                self.on_layer(
+                    layer, pre, post, None if arrived is None else _spread(arrived, inputs, len(layer.in_unit))
+                )
 
 
-def _per_row(post: Tensor, row: Tensor, rows: int) -> Tensor:
-    """Sum the features that belong to one row of the weight (a flattened map behind a channel)."""
-    known = row >= 0
-    out = post.new_zeros(*post.shape[:2], rows)
-    return out.index_add_(2, row[known].to(post.device), post[..., known.to(post.device)])
+def _calls_per_step(graph: Graph) -> dict[tuple[str, str], int]:
+    """(module, side) -> how often each step calls the module, for those that a loop over time calls."""
+    sites = [s for layer in graph.layers for s in (layer.pre, layer.post) if s is not None]
+    found: dict[tuple[str, str], int] = defaultdict(int)
+    for s in sites:
+        if s.layout == "call per step":
+            found[(s.module, s.side)] = max(found[(s.module, s.side)], s.call + 1)
+    return dict(found)
+
+
+def _rows(layer: Layer, present: Present) -> Tensor | None:
+    """Row of the dense weight behind each feature that the post site of a layer still has; None: feature o is row o."""
+    if layer.post_row is None:
+        return present.features((layer.out_group,), np.zeros_like(layer.out_units), layer.out_units)
+    rows, seen = torch.from_numpy(layer.post_row), layer.post_features
+    left = None if seen is None else present.features(seen.groups, seen.owner, seen.unit)
+    return rows if left is None else rows[left]
+
+
+def _spread(values: Tensor, places: Tensor | None, size: int) -> Tensor:
+    """Put the features (last axis) at their places in the dense network; those of one place (a flattened map behind a
+    channel) are summed, those of place -1 left out."""
+    if places is None:
+        return values
+    known = places >= 0
+    out = values.new_zeros(*values.shape[:-1], size)
+    return out.index_add_(-1, places[known].to(values.device), values[..., known.to(values.device)])

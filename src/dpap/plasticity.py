@@ -129,13 +129,13 @@ def unit_spine(change: Float[Tensor, " O"], mean_activity: Float[Tensor, " O"]) 
     return (change * mean_activity).sqrt()
 
 
-def synapse_spine(weight: Float[Tensor, "O I"], change: Float[Tensor, "O I"]) -> Float[Tensor, "O I"]:
-    """Spine of a synapse, |w| x plasticity: its strength times how much it changes.
+def synapse_spine(weight: Float[Tensor, "O I"], use: Float[Tensor, "*#O I"]) -> Float[Tensor, "O I"]:
+    """Spine of a synapse, |w| x use: its strength times what passes it, or times how much it changes.
 
-    >>> synapse_spine(torch.tensor([[-2.0, 1.0]]), torch.tensor([[9.0, 4.0]])).tolist()
+    >>> synapse_spine(torch.tensor([[-2.0, 1.0]]), torch.tensor([9.0, 4.0])).tolist()
     [[18.0, 4.0]]
     """
-    return weight.abs() * change
+    return weight.abs() * use
 
 
 def stdp_update(pre: Float[Tensor, "T B I"], post: Float[Tensor, "T B O"], decay: float) -> Float[Tensor, "O I"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from dpap.errors import DPAPError, unknown_name
 from dpap.graph.group import LayerKind
 from dpap.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_weights, mean_trace_weights
-from dpap.scores import Score, bcm, get_score, needs
+from dpap.scores import Score, get_score, needs, spine
 from dpap.survival import Clock, Link, bonus, leak, min_max, offset, percentile_scale, relative, rising_level, times
 
 TRACE_DECAY = 0.5  # tau, paper section II
@@ -69,7 +69,7 @@ class Rule:
 
 def dpap(
     *,
-    score: Score | str = bcm,
+    score: Score | str = spine,
     kappa_unit: float = 0.6,
     kappa_synapse: float = 1.0,
     kinds: frozenset[Kind] = frozenset({"unit", "synapse"}),

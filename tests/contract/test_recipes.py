@@ -11,6 +11,7 @@ from tiny_runs import tiny
 
 from dpap.config import from_dict, to_toml
 from dpap.errors import DPAPError
+from dpap.models import MODELS
 from dpap.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from dpap.report.history import read_history
 from dpap.training.loop import train
@@ -19,6 +20,10 @@ from dpap.training.loop import train
 def test_there_are_recipes_and_a_default() -> None:
     assert {"digits-snn", "digits-ann"} <= RECIPES.keys()
     assert DEFAULT_RECIPE in RECIPES
+
+
+def test_every_network_has_a_recipe() -> None:
+    assert {make().model.name for make in RECIPES.values()} == MODELS.keys()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -14,6 +14,7 @@ from dpap import DPAP
 from dpap.neurons import SpikingNeuron
 from dpap.pruning.compact import compacted
 from dpap.pruning.mask import dead_masks
+from dpap.pruning.slice import Present
 
 
 def example(model: nn.Module) -> Tensor:
@@ -34,9 +35,10 @@ def pruned(model: nn.Module, share: float, seed: int = 0) -> tuple[nn.Module, nn
             alive[group.name][gone] = False
             assert len(gone) >= 1, "every prunable group must have lost one"
     parameters = dict(model.named_parameters())
-    small = compacted(model, dev.graph, alive)
+    present = Present.whole(model, dev.graph)
+    small = compacted(model, present, alive)
     with torch.no_grad():
-        for name, dead in dead_masks(parameters, dev.graph, alive, {}).items():
+        for name, dead in dead_masks(parameters, present, alive, {}).items():
             parameters[name].masked_fill_(dead, 0)
     dev.close()
     return model, small, dev

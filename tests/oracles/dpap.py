@@ -83,6 +83,8 @@ class Sums:
     """Sums over the samples of a window for one layer; X = sum of x_j over entries whose feeding unit lives."""
 
     n: int
+    x: FloatArray
+    """(I,)"""
     y: FloatArray
     """(O,)"""
     Xy: FloatArray
@@ -98,12 +100,14 @@ class Sums:
 def window_sums(layer: LayerSpec, feeders_alive: BoolArray, batches: Iterable[Batch], *, first: bool) -> Sums:
     """Sums of one layer; `feeders_alive` (I,) excludes what dead units emit. Synapse masks play no part in X."""
     o, i = layer.outputs, layer.inputs
-    sums = Sums(n=0, y=np.zeros(o), Xy=np.zeros(o), Xyy=np.zeros(o), xy=np.zeros((o, i)), xyy=np.zeros((o, i)))
+    none = np.zeros((o, i))
+    sums = Sums(n=0, x=np.zeros(i), y=np.zeros(o), Xy=np.zeros(o), Xyy=np.zeros(o), xy=none, xyy=none.copy())
     for batch in batches:
         pre, post = pre_activity(batch[layer.name], first=first), post_activity(batch[layer.name])
         for sample in range(post.shape[0]):
             x = np.where(feeders_alive, pre[sample], 0.0)
             X = x.sum()
+            sums.x += x
             for unit in range(o):
                 y = post[sample, unit]
                 sums.y[unit] += y
@@ -143,12 +147,12 @@ def bcm_matrix(sums: Sums, theta: FloatArray) -> FloatArray:
     return bcm
 
 
-def turnover_matrix(sums: Sums, theta: FloatArray) -> FloatArray:
-    """E[x_j y_i^2] + theta_i E[x_j y_i] (O, I): potentiation and depression of a pair, added."""
-    turnover = np.zeros(sums.xy.shape)
-    for i, j in np.ndindex(turnover.shape):
-        turnover[i, j] = float(sums.xyy[i, j]) / sums.n + float(theta[i]) * float(sums.xy[i, j]) / sums.n
-    return turnover
+def current_matrix(weight: FloatArray, sums: Sums) -> FloatArray:
+    """|w_ij| E[x_j] (O, I): the current that passes a synapse."""
+    current = np.zeros(weight.shape)
+    for i, j in np.ndindex(current.shape):
+        current[i, j] = abs(float(weight[i, j])) * float(sums.x[j]) / sums.n
+    return current
 
 
 def relative_to_siblings(score: FloatArray, alive: BoolArray) -> tuple[FloatArray, bool]:
@@ -345,7 +349,7 @@ def develop(
         if not layer.has_prunable_synapses:
             continue
         bcm[name] = bcm_matrix(sums[name], theta[name])
-        s[name] = np.abs(network.weights[name]) * turnover_matrix(sums[name], theta[name])
+        s[name] = current_matrix(network.weights[name], sums[name])
         synapse_u[name] = np.zeros(s[name].shape)
         silent_rows[name] = []
         for i in range(layer.outputs):

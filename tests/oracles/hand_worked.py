@@ -38,6 +38,8 @@ class HandWorked:
     """(B, I): activity of the inputs, before the dead ones are excluded."""
     y: FloatArray
     """(B, O)"""
+    sum_x: FloatArray
+    """(I,)"""
     sum_y: FloatArray
     sum_Xy: FloatArray
     sum_Xyy: FloatArray
@@ -86,10 +88,10 @@ def _without_time() -> HandWorked:
         BCM_0: input 0: 0 - 0 = 0;             input 1: 16/2 - 1 * 8/2 = 4
         BCM_1: input 0: 1/2 - 1/2 * 1/2 = 1/4; input 1: the same
         BCM_2: input 0: 25/2 - 4 * 5/2 = 5/2;  input 1: (25 + 36)/2 - 4 * (5 + 12)/2 = -7/2   (5/2 - 7/2 = -1, as above)
-        turnover, the same with + for -: 0, 8 + 4 = 12; 1/2 + 1/4 = 3/4 twice; 25/2 + 10 = 45/2, 61/2 + 34 = 129/2
-        s_0 = 1/2 * 0, 1/4 * 12 = 0, 3;         u = 2 s / 3 = 0, 2
-        s_1 = 1/2 * 3/4, |-1| * 3/4 = 3/8, 3/4; u = 2 s / (9/8) = 2/3, 4/3
-        s_2 = 45/2, 129/2;                      u = 2 s / 87 = 15/29, 43/29
+        E[x] = (1 + 0)/2, (1 + 4)/2 = 1/2, 5/2
+        s_0 = 1/2 * 1/2, 1/4 * 5/2 = 1/4, 5/8;  u = 2 s / (7/8) = 4/7, 10/7
+        s_1 = 1/2 * 1/2, |-1| * 5/2 = 1/4, 5/2; u = 2 s / (11/4) = 2/11, 20/11
+        s_2 = 1/2, 5/2;                         u = 2 s / 3 = 1/3, 5/3
     """
     layer = LayerSpec(name="layer", kind="linear", outputs=3, in_unit=(IMAGE, IMAGE))
     alive, synapses = everything_lives((layer,))
@@ -108,6 +110,7 @@ def _without_time() -> HandWorked:
         previous_theta=None,
         x=numbers("1 1", "0 4"),
         y=numbers("0 1 5", "2 0 3"),
+        sum_x=numbers("1 5"),
         sum_y=numbers("2 1 8"),
         sum_Xy=numbers("8 2 22"),
         sum_Xyy=numbers("16 2 86"),
@@ -120,8 +123,8 @@ def _without_time() -> HandWorked:
         unit_u=numbers("4/3 1/3 4/3"),
         at_threshold=0,
         bcm=numbers("0 4", "1/4 1/4", "5/2 -7/2"),
-        s=numbers("0 3", "3/8 3/4", "45/2 129/2"),
-        synapse_u=numbers("0 2", "2/3 4/3", "15/29 43/29"),
+        s=numbers("1/4 5/8", "1/4 5/2", "1/2 5/2"),
+        synapse_u=numbers("4/7 10/7", "2/11 20/11", "1/3 5/3"),
     )
 
 
@@ -140,9 +143,9 @@ def _with_the_dead() -> HandWorked:
         BCM_0: input 0: 125/128 - 3/4 * 25/32 = 25/64; input 1: 75/128 - 3/4 * 15/32 = 15/64; input 2: dead
         BCM_1: input 0: 7/32 - 7/8 * 7/16 = -21/128;   input 1: 5/32 - 7/8 * 5/16 = -15/128;  input 2: dead
         BCM_2: input 0: 63/128 - 3/4 * 21/32 = 0;      input 1: 45/128 - 3/4 * 15/32 = 0;     input 2: dead
-        turnover, the same with + for -: 25/16, 15/16; 77/128; 63/64, 45/64
-        s_0 = 1 * 25/16, |-1| * 15/16;  u = 3 s / (5/2) = 15/8, 9/8, 0
-        s_1 = 2 * 77/128, the other two dead;  u = 3, 0, 0
+        E[x] = (5/4 + 1/2)/2, (3/4 + 1/2)/2 = 7/8, 5/8; input 2: dead
+        s_0 = 1 * 7/8, |-1| * 5/8;  u = 3 s / (3/2) = 7/4, 5/4, 0
+        s_1 = 2 * 7/8, the other two dead;  u = 3, 0, 0
         s_2 = 0, 0, its weights are 0: a silent row of 3 with 2 living;  u = 3/2, 3/2, 0
     """
     feeder = LayerSpec(name="feeder", kind="linear", outputs=3, in_unit=(IMAGE,))
@@ -165,6 +168,7 @@ def _with_the_dead() -> HandWorked:
         previous_theta=numbers("3/4 7/8 3/4"),
         x=numbers("5/4 3/4 5/4", "1/2 1/2 5/4"),
         y=numbers("5/4 1/2 3/4", "0 1/2 3/4"),
+        sum_x=numbers("7/4 5/4 -"),
         sum_y=numbers("5/4 1 3/2"),
         sum_Xy=numbers("5/2 3/2 9/4"),
         sum_Xyy=numbers("25/8 3/4 27/16"),
@@ -177,8 +181,8 @@ def _with_the_dead() -> HandWorked:
         unit_u=numbers("15/8 9/8 0"),
         at_threshold=1,
         bcm=numbers("25/64 15/64 -", "-21/128 - -", "0 0 -"),
-        s=numbers("25/16 15/16 -", "77/64 - -", "0 0 -"),
-        synapse_u=numbers("15/8 9/8 0", "3 0 0", "3/2 3/2 0"),
+        s=numbers("7/8 5/8 -", "7/4 - -", "0 0 -"),
+        synapse_u=numbers("7/4 5/4 0", "3 0 0", "3/2 3/2 0"),
         silent_rows=(2,),
     )
 
@@ -209,6 +213,7 @@ def _convolution() -> HandWorked:
         previous_theta=None,
         x=numbers("1 1", "1/4 1/4"),
         y=numbers("1 0 5/4", "0 1 5/4"),
+        sum_x=numbers("5/4 5/4"),
         sum_y=numbers("1 1 -"),
         sum_Xy=numbers("2 1/2 -"),
         sum_Xyy=numbers("2 1/2 -"),

@@ -24,11 +24,12 @@ from dpap.report.history import read_history
 from dpap.training.loop import resume, train
 
 FLAGS = {
-    "train": {"--set", "--epochs", "--seed", "--out", "--device", "--data-dir", "--no-control"},
+    "train": {"--set", "--epochs", "--seed", "--out", "--device", "--data-dir", "--no-control", "--shrink"},
     "resume": {"--data-dir"},
     "evaluate": {"--data-dir"},
     "report": set(),
     "compare": {"--against", "--out"},
+    "inspect": {"--shape", "--batch", "--json", "--unknown"},
     "data": {"--data-dir"},
     "recipes": set(),
 }

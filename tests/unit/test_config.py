@@ -24,6 +24,7 @@ from dpap.config import (
 )
 from dpap.data import DATASETS, NEED_PATH
 from dpap.errors import DPAPError
+from dpap.models import MODELS, build, settings_of
 from dpap.recipes import RECIPES
 
 SECTIONS = (Config, DataConfig, ModelConfig, OptimizerConfig, DevelopmentConfig, TargetConfig)
@@ -98,6 +99,8 @@ def test_absent_settings_are_the_word_none() -> None:
         ("model.kernel", 4, "an odd whole number"),
         ("model.pooled", -1, "a whole number, at least 0, or none"),
         ("model.v_threshold", 0, "a number above 0"),
+        ("model.width", 0, "a number above 0"),
+        ("model.width", "wide", "a number"),
         ("model.fc_v_threshold", 0, "a number above 0, or none"),
         ("model.fc_neuron", "relu", 'a neuron like neuron = "lif", or none'),
         ("model.votes", 0, "a whole number, at least 1"),
@@ -228,7 +231,59 @@ def test_networks_without_time() -> None:
         ModelConfig(neuron="relu")
     with pytest.raises(DPAPError, match=r"model\.readout = 'spikes'"):
         ModelConfig(neuron="relu", num_steps=1, readout="spikes")
+    with pytest.raises(DPAPError, match=r"model\.neuron = 'relu'") as caught:
+        ModelConfig(name="sew-resnet18", neuron="relu", num_steps=1)
+    assert "a neuron that spikes" in caught.value.fix
     ModelConfig(neuron="relu", num_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("resnet18", {"blocks": ((8,),)}),
+        ("resnet50", {"neuron": "if"}),
+        ("resnet18", {"num_steps": 1}),
+        ("vit", {"dropout": 0.1}),
+        ("sew-resnet18", {"readout": "spikes"}),
+    ],
+)
+def test_settings_that_a_network_does_not_know_are_refused(name: str, setting: dict[str, Any]) -> None:
+    (key,) = setting
+    with pytest.raises(DPAPError, match=f'model.{key} = .* does not apply to model.name = "{name}"') as caught:
+        ModelConfig(name=name, **setting)
+    assert "width" in caught.value.fix
+    assert caught.value.where == f"setting model.{key}"
+    ModelConfig(**setting) if key != "num_steps" else ModelConfig(neuron="relu", **setting)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_network_is_named_by_a_config_that_comes_back(name: str) -> None:
+    config = Config(model=ModelConfig(name=name, width=0.25))
+    written = tomllib.loads(to_toml(config))
+    assert from_dict(written) == config
+    assert set(written["model"]) == {"name", *settings_of(name)}, "what does not apply is not written down"
+    assert config.model.arguments().keys() == set(settings_of(name))
+    assert build(name, shape=(1, 8, 8), classes=3, **config.model.arguments()) is not None
+
+
+def test_another_network_by_override() -> None:
+    config = override(Config(), {"model.name": "sew-resnet18", "model.neuron": "plif", "model.width": "0.5"})
+    assert (config.model.name, config.model.neuron, config.model.width) == ("sew-resnet18", "plif", 0.5)
+    assert override(config, {"model.name": "convnet", "model.hidden": "[8]"}).model.hidden == (8,)
+    with pytest.raises(DPAPError, match=r"model\.hidden = \[8\] does not apply"):
+        override(config, {"model.hidden": "[8]"})
+    with pytest.raises(DPAPError, match="no setting named 'model.widht'"):
+        override(config, {"model.widht": "1"})
+
+
+def test_which_networks_have_time() -> None:
+    assert ModelConfig().spiking
+    assert ModelConfig(name="sew-resnet18").spiking
+    assert not ModelConfig(neuron="relu", num_steps=1).spiking
+    assert not any(ModelConfig(name=name).spiking for name in ("resnet18", "resnet50", "vit"))
+    with pytest.raises(DPAPError, match=r"optimizer\.loss = 'tet'"):
+        Config(model=ModelConfig(name="resnet18"), optimizer=OptimizerConfig(loss="tet"))
+    Config(model=ModelConfig(name="sew-resnet18"), optimizer=OptimizerConfig(loss="tet"))
 
 
 def test_half_precision_needs_a_gpu() -> None:

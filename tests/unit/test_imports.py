@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"errors", "graph"},
     "scores": {"errors", "plasticity"},
     "rules": {"errors", "graph", "plasticity", "scores", "survival"},
-    "observe": {"errors", "graph", "hooks", "plasticity"},
+    "observe": {"errors", "graph", "hooks", "plasticity", "pruning"},
     "pruning": {"errors", "graph", "hooks", "survival"},
     "schedule": {"errors", "survival"},
     "development": {"pruning"},
@@ -67,7 +67,9 @@ ALLOWED: dict[str, set[str]] = {
         "rules",
         "scores",
     },
-    "cli": {"config", "data", "errors", "recipes", "report", "training"},
+    "inspect": {"graph", "metrics", "survival"},
+    "find_model": {"config", "data", "errors", "io", "models", "recipes", "training"},
+    "cli": {"config", "data", "errors", "find_model", "inspect", "recipes", "report", "training"},
     "__main__": {"cli"},
 }
 

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
+import foreign
 import pytest
 import torch
-from torch import nn
+from nets import randomised
+from torch import Tensor, nn
 
+from dpap import DPAP, find_groups
 from dpap.errors import DPAPError
-from dpap.models import MODELS, NEURONS, READOUTS, ConvNet, build, built_from
+from dpap.models import (
+    MODELS,
+    NEURONS,
+    READOUTS,
+    SPIKING,
+    ConvNet,
+    ResNet,
+    SEWResNet,
+    ViT,
+    build,
+    built_from,
+    resnet18,
+    resnet50,
+    settings_of,
+    sew_resnet18,
+    vit,
+)
+from dpap.models.vit import Attention
 from dpap.neurons import SpikingNeuron
 from dpap.neurons.surrogate import Sigmoid
 from dpap.recipes import recipe
@@ -190,6 +209,10 @@ WEIGHTS_OF_RECIPES = {
     "cifar10-snn-256": ((3, 32, 32), 36_715_264),
     "cifar10-vgg16": ((3, 32, 32), 14_715_584),
     "cifar10-vgg16-paper": ((3, 32, 32), 165_746_368),
+    "cifar10-resnet18": ((3, 32, 32), 11_164_352),
+    "cifar10-resnet50": ((3, 32, 32), 23_467_712),
+    "cifar10-sew-resnet18": ((3, 32, 32), 11_164_352),
+    "cifar10-vit": ((3, 32, 32), 48 * 192 + 6 * 12 * 192**2 + 1_920),
     "cifar10-released": ((3, 32, 32), 21_356_928),
 }
 
@@ -198,9 +221,8 @@ WEIGHTS_OF_RECIPES = {
 def test_a_recipe_makes_the_network_it_names(name: str) -> None:
     shape, weights = WEIGHTS_OF_RECIPES[name]
     model = recipe(name).model
-    settings = {item.name: getattr(model, item.name) for item in dataclasses.fields(model)}
     with torch.device("meta"):
-        made = build(settings.pop("name"), shape=shape, classes=10, **settings)
+        made = build(model.name, shape=shape, classes=10, **model.arguments())
     layers = [module for module in made.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     assert sum(layer.weight.numel() for layer in layers) == weights
 
@@ -266,3 +288,263 @@ def test_a_built_model_knows_how_it_was_made_and_so_does_its_copy() -> None:
 def test_an_unknown_model_names_the_nearest() -> None:
     with pytest.raises(DPAPError, match="did you mean 'convnet'"):
         build("convnets", **SMALL)
+
+
+def test_what_can_be_set_of_a_model() -> None:
+    assert settings_of("resnet18") == settings_of("resnet50") == settings_of("vit") == ("width",)
+    assert {"blocks", "hidden", "width", "neuron", "readout"} <= set(settings_of("convnet"))
+    assert {"neuron", "num_steps", "width"} <= set(settings_of("sew-resnet18"))
+    assert not {"shape", "classes", "readout"} & set(settings_of("sew-resnet18"))
+    with pytest.raises(DPAPError, match="did you mean 'vit'"):
+        settings_of("vitt")
+
+
+def test_a_factor_on_the_widths_of_a_convnet() -> None:
+    model = ConvNet(**SMALL, width=0.5)
+    assert [model.conv1.out_channels, model.conv2.out_channels, model.conv3.out_channels] == [2, 2, 3]  # of 3, 4, 6
+    assert (model.fc1.in_features, model.fc1.out_features, model.classifier.out_features) == (12, 4, 5)
+    assert ConvNet(**SMALL, width=0.01).conv1.out_channels == 1
+
+
+# residual networks and the transformer --------------------------------------------------------------------------------
+
+NAMED = [name for name in MODELS if name != "convnet"]
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def busy(model: nn.Module) -> nn.Module:
+    """Norms of random statistics and such biases that neurons behind them fire: silence would prove nothing."""
+    for module in randomised(model).modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.bias, 0, 1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes", "count"),
+    [
+        ("resnet18", (3, 224, 224), 1000, 11_689_512),  # published
+        ("resnet50", (3, 224, 224), 1000, 25_557_032),  # published
+        ("sew-resnet18", (3, 224, 224), 1000, 11_689_512),
+        # A 7 x 7 stem becomes 3 x 3, and the classifier has 10 rows of 512 or 2048 weights and a bias.
+        ("resnet18", (3, 32, 32), 10, 11_689_512 - 64 * 3 * (49 - 9) - 990 * 513),
+        ("resnet50", (3, 32, 32), 10, 25_557_032 - 64 * 3 * (49 - 9) - 990 * 2049),
+        ("sew-resnet18", (3, 32, 32), 10, 11_173_962),
+        # patches, places, 6 blocks of two norms, qkv, projection and MLP, a norm, the classifier
+        (
+            "vit",
+            (3, 32, 32),
+            10,
+            (48 * 192 + 192)
+            + 64 * 192
+            + 6 * (4 * 192 + (192 * 576 + 576) + (192 * 192 + 192) + (192 * 768 + 768) + (768 * 192 + 192))
+            + 2 * 192
+            + (192 * 10 + 10),
+        ),
+    ],
+)
+def test_named_networks_have_their_number_of_parameters(
+    name: str, shape: tuple[int, int, int], classes: int, count: int
+) -> None:
+    with torch.device("meta"):
+        assert parameters(build(name, shape=shape, classes=classes)) == count
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 64, 64)])
+def test_named_networks_answer_one_row_each_and_learn_with_every_parameter(
+    name: str, shape: tuple[int, int, int]
+) -> None:
+    model = build(name, shape=shape, classes=5, width=1 / 16)
+    out = model(torch.rand(4, *shape))
+    assert out.shape == (4, 5)
+    out.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    made = built_from(model)
+    assert made is not None
+    again = build(made.name, **made.arguments)
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
+
+
+def test_the_width_of_named_networks() -> None:
+    with torch.device("meta"):
+        half = resnet18(shape=(3, 32, 32), classes=10, width=0.5)
+        assert (half.conv1.out_channels, half.layer4[1].conv2.out_channels, half.fc.in_features) == (32, 256, 256)
+        half = resnet50(shape=(3, 32, 32), classes=10, width=0.5)
+        assert (half.layer4[2].conv2.out_channels, half.layer4[2].conv3.out_channels) == (256, 1024)
+        half = vit(shape=(3, 32, 32), classes=10, width=0.5)
+        assert (half.blocks[0].attn.num_heads, half.blocks[0].attn.head_dim, half.head.in_features) == (3, 32, 96)
+
+
+def test_the_stem_follows_the_size_of_the_images() -> None:
+    for make in (resnet18, sew_resnet18):
+        for side, kernel, map_side in ((32, 3, 32), (63, 3, 63), (64, 7, 16), (224, 7, 56)):
+            with torch.device("meta"):
+                model = make(shape=(3, side, side), classes=10, width=1 / 16)
+                seen: list[Tensor] = []
+                model.layer1.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+                model(torch.rand(2, 3, side, side))
+            assert model.conv1.kernel_size == (kernel, kernel)
+            assert seen[0].shape[-2:] == (map_side, map_side)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_resnet_equals_that_of_timm_with_the_same_weights(name: str) -> None:
+    theirs = foreign.timm().create_model(name, num_classes=7).double().eval()
+    ours = build(name, shape=(3, 64, 64), classes=7).double().eval()
+    randomised(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        expected = theirs(images)
+        torch.testing.assert_close(ours(images), expected, rtol=1e-9, atol=0)
+    assert expected.std(0).max() > 1e-3 * expected.abs().max()
+
+
+def test_a_vit_equals_that_of_timm_with_the_same_weights() -> None:
+    foreign.timm()
+    from timm.models.vision_transformer import VisionTransformer
+
+    theirs = VisionTransformer(
+        img_size=32,
+        patch_size=4,
+        num_classes=7,
+        embed_dim=48,
+        depth=6,
+        num_heads=3,
+        class_token=False,
+        global_pool="avg",
+        fc_norm=False,
+        norm_layer=nn.LayerNorm,
+    )
+    theirs = randomised(theirs.double().eval())
+    ours = vit(shape=(3, 32, 32), classes=7, width=0.25).double().eval()
+    ours.load_state_dict({n.replace("patch_embed.proj", "patch_embed"): p for n, p in theirs.state_dict().items()})
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-9, atol=1e-12)
+    assert ours(images).std(0).max() > 1e-3
+
+
+def test_attention_equals_that_of_pytorch() -> None:
+    theirs = nn.MultiheadAttention(12, 3, batch_first=True).double()
+    ours = Attention(12, 3).double()
+    with torch.no_grad():
+        for linear, weight, bias in (
+            (ours.qkv, theirs.in_proj_weight, theirs.in_proj_bias),
+            (ours.proj, theirs.out_proj.weight, theirs.out_proj.bias),
+        ):
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias.normal_())
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x, x, x)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_sew_resnet_equals_that_of_spikingjelly_with_the_same_weights() -> None:
+    library = foreign.spikingjelly()
+    theirs = library.model.sew_resnet.sew_resnet18(cnf="ADD", spiking_neuron=library.neuron.IFNode, num_classes=7)
+    library.functional.set_step_mode(theirs, "m")
+    theirs = busy(theirs.double()).eval()
+    ours = sew_resnet18(shape=(3, 64, 64), classes=7, neuron="if", num_steps=3).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    images = 3 * torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    spikes: list[Tensor] = []
+    ours.layer4[1].register_forward_hook(lambda _, args, out: spikes.append(out))
+    with torch.no_grad():
+        steps = ours(images, every_step=True)
+        torch.testing.assert_close(steps, theirs(images.expand(3, *images.shape)), rtol=1e-9, atol=1e-12)
+    assert set(spikes[0].unique().tolist()) >= {0.0, 1.0, 2.0}, "no sum of spikes: nothing is proven"
+    torch.testing.assert_close(ours(images), steps.mean(0))
+
+
+def test_a_sew_resnet_knows_time_as_a_convnet_does() -> None:
+    model = busy(sew_resnet18(shape=(3, 8, 8), classes=5, width=1 / 8, num_steps=4).double().eval())
+    images = torch.rand(3, 3, 8, 8, dtype=torch.float64)
+    seen: list[tuple[int, ...]] = []
+    for name in ("conv1", "layer1.0.conv1"):
+        model.get_submodule(name).register_forward_hook(lambda _, args, out: seen.append(tuple(args[0].shape[:1])))
+    steps = model(images, every_step=True)
+    assert steps.shape == (4, 3, 5)
+    assert seen == [(3,), (12,)], "a constant image passes the first convolution once"
+    assert steps.std(0).max() > 1e-3
+    torch.testing.assert_close(model(images), steps.mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(images.expand(4, 3, 3, 8, 8)), model(images), rtol=0, atol=1e-12)
+    assert model(images.expand(6, 3, 3, 8, 8), every_step=True).shape == (6, 3, 5)
+
+
+def test_a_silent_sew_block_is_the_identity() -> None:
+    model = sew_resnet18(shape=(3, 8, 8), classes=5, width=1 / 8).eval()
+    block = model.layer1[0]
+    with torch.no_grad():
+        block.bn2.bias.fill_(-100)
+    spikes = torch.randint(0, 3, (4, 2, 8, 8, 8)).float()
+    assert torch.equal(block(spikes), spikes)
+
+
+@pytest.mark.parametrize("neuron", SPIKING)
+def test_settings_reach_every_neuron_of_a_sew_resnet(neuron: str) -> None:
+    settings = {"neuron": neuron, "tau": 3.0, "v_threshold": 0.6, "surrogate": "sigmoid", "learn_slope": True}
+    model = sew_resnet18(shape=(3, 8, 8), classes=5, width=1 / 16, detach_reset=True, num_steps=7, **settings)
+    neurons = [module for module in model.modules() if isinstance(module, SpikingNeuron)]
+    assert len(neurons) == 1 + 2 * 8 + 3
+    assert {type(n).__name__.lower() for n in neurons} == {neuron}
+    assert {(n.v_threshold, type(n.firing.surrogate), n.firing.detach_reset) for n in neurons} == {(0.6, Sigmoid, True)}
+    assert all(n.alpha is not None for n in neurons)
+    assert model.repeat.num_steps == 7
+    if neuron != "if":
+        assert {round(1 / float(torch.as_tensor(n.rate()).detach()), 5) for n in neurons} == {3.0}
+
+
+def test_a_vit_needs_whole_patches() -> None:
+    with pytest.raises(DPAPError, match="30 x 32 pixels is no whole number of patches of 4 x 4"):
+        vit(shape=(3, 30, 32), classes=10)
+    assert vit(shape=(3, 96, 64), classes=10, width=1 / 16).pos_embed.shape == (1, 24, 12)
+
+
+PRUNABLE = {
+    "resnet18": {f"layer{s}.{b}.conv1" for s in (1, 2, 3, 4) for b in (0, 1)}
+    | {"conv1", "layer2.0.conv2", "layer3.0.conv2", "layer4.0.conv2"},  # what a stage carries from block to block
+    "resnet50": {f"layer{s}.{b}.conv{n}" for s, d in enumerate((3, 4, 6, 3), 1) for b in range(d) for n in (1, 2)}
+    | {"conv1", "layer1.0.conv3", "layer2.0.conv3", "layer3.0.conv3", "layer4.0.conv3"},
+    "vit": {f"blocks.{n}.{part}" for n in range(6) for part in ("attn.qkv", "mlp.fc1")},
+}
+PRUNABLE["sew-resnet18"] = PRUNABLE["resnet18"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_can_be_pruned_of_the_named_networks(name: str) -> None:
+    graph = find_groups(build(name, shape=(3, 32, 32), classes=10, width=1 / 16), torch.rand(2, 3, 32, 32))
+    assert {group.name for group in graph.groups if group.protected is None} == PRUNABLE[name]
+    if name == "vit":
+        assert {graph.group(f"blocks.{n}.attn.qkv").units for n in range(6)} == {3}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_named_networks_lose_units_and_their_small_copies_answer_the_same(name: str) -> None:
+    model = busy(build(name, shape=(3, 16, 16), classes=10, width=1 / 16).double())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    images, labels = torch.randn(8, 3, 16, 16, dtype=torch.float64), torch.arange(8)
+    target = {"macs": 0.6}
+    dev = DPAP(model, images[:2], optimizer=optimizer, total_steps=20, target=target, observe_every=1, shrink="never")
+    for _ in range(20):
+        with dev.observing():
+            loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        dev.step()
+    small = dev.compact()
+    assert 0.4 < parameters(small) / parameters(model) < 0.95
+    model.eval(), small.eval()
+    with torch.no_grad():
+        expected = model(images)
+        torch.testing.assert_close(small(images), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+    assert expected.std(0).max() > 1e-3 * expected.abs().max()
+
+
+def test_the_classes_can_be_told_apart() -> None:
+    made = {name: type(build(name, shape=(3, 8, 8), classes=5, width=1 / 16)) for name in NAMED}
+    assert made == {"resnet18": ResNet, "resnet50": ResNet, "sew-resnet18": SEWResNet, "vit": ViT}

@@ -402,6 +402,7 @@ class TestHandWorked:
         sums = step.sums["layer"]
         assert sums.n == 2
         for actual, expected in (
+            (sums.x, case.sum_x),
             (sums.y, case.sum_y),
             (sums.Xy, case.sum_Xy),
             (sums.Xyy, case.sum_Xyy),

@@ -7,12 +7,11 @@ over time never appear in it.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import re
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -23,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
-from dpap.graph.adapters import ACTIVATIONS, neuron_info
+from dpap.graph.adapters import ACTIVATIONS, NeuronInfo, independent_copy, neuron_info, unlisted
 from dpap.graph.group import (
+    Features,
     FloatArray,
     Graph,
     IntArray,
@@ -33,9 +33,11 @@ from dpap.graph.group import (
     Layout,
     NeuronSite,
     Site,
-    TensorSlice,
     UnitGroup,
 )
+from dpap.graph.splits import ROUNDS, Splits
+from dpap.graph.steps import Steps, count_steps
+from dpap.graph.units import Found, Units, make_groups
 
 log = logging.getLogger(__name__)
 
@@ -44,52 +46,120 @@ Forward = Callable[[nn.Module, Any], Any]
 Pattern = str | nn.Module
 
 
-@torch.library.custom_op("dpap::mark", mutates_args=())
+_LIBRARY: Any = torch.library.Library("dpap", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("mark(Tensor x, str module, int call, str side) -> Tensor")
+
+
+def _clone(x: Tensor, module: str, call: int, side: str) -> Tensor:
+    return x.clone()
+
+
+# Not `custom_op`, which takes ten times as long to trace: a network has hundreds of these.
+_LIBRARY.impl("mark", _clone, "CompositeExplicitAutograd")
+
+
 def mark(x: Tensor, module: str, call: int, side: str) -> Tensor:
     """Identity that leaves the name of a module call in the graph."""
-    return x.clone()
+    return cast(Tensor, torch.ops.dpap.mark(x, module, call, side))
 
 
 @torch.library.custom_op("dpap::neuron", mutates_args=())
-def neuron(x: Tensor, module: str, call: int) -> Tensor:
-    """Stands for a spiking neuron: (T, B, C, ...) currents in, spikes of the same shape out."""
+def neuron(x: Tensor, module: str, call: int, kind: str) -> Tensor:
+    """Stands for a call of a spiking neuron: currents in, spikes of the same shape out.
+
+    Args:
+        x: (T, B, C, ...), or (B, C, ...) where the neuron runs one step per call.
+        module: Its name.
+        call: 0 for its first call.
+        kind: "sequence": all steps at once; "step": one; "method": one, by a method that no hook sees.
+    """
     return x.clone()
 
 
-@mark.register_fake
-def _(x: Tensor, module: str, call: int, side: str) -> Tensor:
-    return torch.empty_like(x)
+@torch.library.custom_op("dpap::neuron_state", mutates_args=())
+def neuron_state(x: Tensor, before: list[Tensor], module: str, call: int) -> Tensor:
+    """Stands for the state that a call of a neuron answers beside its spikes; `before`: the state it was handed."""
+    return x.clone()
 
 
 @neuron.register_fake
-def _(x: Tensor, module: str, call: int) -> Tensor:
+def _(x: Tensor, module: str, call: int, kind: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+@neuron_state.register_fake
+def _(x: Tensor, before: list[Tensor], module: str, call: int) -> Tensor:
     return torch.empty_like(x)
 
 
 def _marked_copy(model: nn.Module) -> nn.Module:
     """A copy in which leaf modules announce their calls and neurons are markers."""
-    marked = copy.deepcopy(model).eval()
+    marked = independent_copy(model).eval()
     calls: dict[str, int] = defaultdict(int)
     inside_neuron: tuple[str, ...] = ()
     for name, module in list(marked.named_modules()):
         if inside_neuron and name.startswith(inside_neuron):
             continue
-        if neuron_info(module) is not None and name:
-            # The forward of this one instance: a user's model may ask for its class.
-            module.forward = _marker(name, calls)
+        info = neuron_info(module)
+        if info is not None and name:
+            _NeuronMarker(name, info).stand_in(module)
             inside_neuron += (name + ".",)
         elif name and not any(True for _ in module.children()):
             _announce(module, name, calls)
     return marked
 
 
-def _marker(name: str, calls: dict[str, int]) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        call = calls[name]
-        calls[name] += 1
-        return cast(Tensor, neuron(x, name, call))
+class _NeuronMarker:
+    """Takes the place of a neuron's methods; of one instance's alone: a user's model may ask for its class."""
 
-    return forward
+    def __init__(self, name: str, info: NeuronInfo) -> None:
+        if info.refused is not None:
+            raise DPAPError(
+                f"This neuron is not supported: {info.refused}.", where=name, fix="use another neuron in its place."
+            )
+        self.name, self.info = name, info
+        self.calls, self.restarted = 0, False
+
+    def stand_in(self, module: Any) -> None:
+        module.forward = self._forward
+        for method in self.info.restarts:
+            setattr(module, method, self._restart)
+        if self.info.step_method:
+            module.step = self._step
+
+    def _forward(self, x: Tensor, *before: Any, **named: Any) -> Any:
+        call = self._next()
+        spikes = neuron(x, self.name, call, "sequence" if self.info.multi_step else "step")
+        if not self.info.states:
+            return spikes
+        return (spikes, *[neuron_state(x, _tensors((*before, *named.values())), self.name, call)] * self.info.states)
+
+    def _step(self, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        call = self._next()
+        return neuron(x, self.name, call, "method"), neuron_state(x, _tensors([v]), self.name, call)
+
+    def _next(self) -> int:
+        if self.restarted:
+            raise _several_sequences(self.name)
+        self.calls += 1
+        return self.calls - 1
+
+    def _restart(self) -> Any:
+        self.restarted = self.calls > 0
+        empty = [torch.zeros(0)] * self.info.states
+        return empty[0] if len(empty) == 1 else tuple(empty)
+
+
+def _several_sequences(neuron: str) -> DPAPError:
+    return DPAPError(
+        "A neuron is put back to its beginning within one pass, so its calls are not the steps of one sequence.",
+        where=neuron,
+        fix="let one call of the model (with forward=: of that function) run one sequence.",
+    )
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _announce(module: nn.Module, name: str, calls: dict[str, int]) -> None:
@@ -127,7 +197,7 @@ def export(model: nn.Module, example_input: Any, forward: Forward | None = None)
     marked = _marked_copy(model)
     module: nn.Module = marked if forward is None else _Call(marked, forward)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unlisted(model):
             return torch.export.export(module, (example_input,), strict=False)
     except DPAPError:
         raise
@@ -201,6 +271,8 @@ class _LayerCall:
     output: Value
     output_axis: int
     observed: bool
+    groups: int = 1
+    transposed: bool = False
     post: _Seen | None = None
     post_ids: IntArray | None = None
 
@@ -221,75 +293,79 @@ class _NeuronCall:
     name: str
     call: int
     value: Value
+    axis: int
+    """Of its units."""
 
 
 @dataclass
-class Walk:
+class Walk(Units):
     """One pass over the graph. Operator rules call its methods."""
 
-    modules: Mapping[str, nn.Module]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
     unknown: Unknown = "refuse"
+    splits: Splits = field(default_factory=Splits)
     layers: list[_LayerCall] = field(default_factory=list)
     neurons: list[_NeuronCall] = field(default_factory=list)
     time_marks: dict[str, int] = field(default_factory=dict)
+    loops: Counter[str] = field(default_factory=Counter)
+    """Calls in a pass of each neuron that runs one step per call."""
+    loop_steps: dict[Any, int] = field(default_factory=dict)
+    """Node that is one of these calls -> its step."""
+    handed: list[tuple[str, int, list[Any]]] = field(default_factory=list)
+    """Calls that were handed a state: neuron, call, the nodes of the state."""
+    calls: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    """Module -> the node at which each of its calls begins."""
+    running: dict[str, tuple[int, Value]] = field(default_factory=dict)
+    """Module that was entered and not left yet -> its call, and what entered."""
     folds: list[tuple[IntArray, str]] = field(default_factory=list)
     """Units that a reshape folded into another axis, and the line of the model where it did."""
     picks: dict[Any, tuple[Any, int, dict[str, IntArray]]] = field(default_factory=dict)
     """Nodes that are one index of an axis of another: (that node, the index, the marks of the axis)."""
-    _parent: list[int] = field(default_factory=list)
-    _entries: list[tuple[IntArray, str, int, bool, bool]] = field(default_factory=list)
-    _protected: dict[int, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Name of each parameter and buffer -> the first name of the same tensor."""
+    parameters: frozenset[str] = frozenset()
+    """First names of the parameters; the others are buffers."""
     _fresh: int = 0
 
     # units -----------------------------------------------------------------------------------------------------------
-
-    def new_units(self, n: int) -> IntArray:
-        first = len(self._parent)
-        self._parent.extend(range(first, first + n))
-        return np.arange(first, first + n, dtype=np.int64)
 
     def new_mark(self) -> str:
         self._fresh += 1
         return f"new{self._fresh}"
 
-    def find(self, unit: int) -> int:
-        root = unit
-        while self._parent[root] != root:
-            root = self._parent[root]
-        while self._parent[unit] != root:
-            self._parent[unit], unit = root, self._parent[unit]
-        return root
-
-    def tie(self, a: IntArray, b: IntArray) -> None:
-        """Units of the same index live and die together."""
-        for x, y in zip(a.tolist(), b.tolist(), strict=True):
-            if x < 0 or y < 0:
-                self.protect(np.array([max(x, y)]), "tied to something that is no unit")
-            else:
-                x, y = self.find(x), self.find(y)
-                self._parent[max(x, y)] = min(x, y)
-
-    def produce(self, ids: IntArray, tensor: str, axis: int = 0, *, masked: bool = True) -> None:
-        """Entry i of the axis goes with unit ids[i], as part of what computes the unit."""
-        self._entries.append((ids, tensor, axis, True, masked))
-
-    def consume(self, ids: IntArray, tensor: str, axis: int) -> None:
-        """Entry i of the axis goes with unit ids[i], as what reads the unit."""
-        self._entries.append((ids, tensor, axis, False, True))
-
-    def protect(self, ids: IntArray | None, reason: str) -> None:
-        if ids is not None:
-            for unit in ids.tolist():
-                if unit >= 0:
-                    self._protected.setdefault(unit, reason)
-
     def protect_value(self, value: Value, reason: str) -> None:
         for ids in value.units:
             self.protect(ids, reason)
 
-    def channel_parameters(self, module: str) -> tuple[str, ...]:
-        info = neuron_info(self.modules[module])
-        return () if info is None else info.channel_parameters
+    def attach(self, ids: IntArray, value: Any, axis: int, *, masked: bool = True) -> None:
+        """Entry i along the axis of another operand goes with unit ids[i]; if it carries no units, these stay."""
+        if not isinstance(value, Value):
+            return
+        carried = value.units[axis]
+        if carried is not None:
+            self.tie(ids, carried)
+        elif value.parameter is not None:
+            self.produce(ids, value.parameter, axis, masked=masked and value.parameter in self.parameters)
+        elif not self.splits.wish(value.marks[axis]):
+            self.protect(ids, "combined with a tensor that carries no units")
+
+    def own(self, value: Value) -> Value:
+        """A parameter that is no layer's weight: every entry of every axis is a unit, to be tied by what comes next."""
+        if value.parameter is None or value.tracked:
+            return value
+        out = dataclasses.replace(value, units=list(value.units), marks=list(value.marks), parameter=None)
+        for axis, size in enumerate(value.shape):
+            if size > 1:
+                ids = out.units[axis] = self.new_units(size)
+                self.produce(ids, value.parameter, axis, masked=False)
+        return out
+
+    def owner(self, entered: tuple[str, int] | None, tensor: str) -> tuple[str, int] | None:
+        """The module call that was entered, if the tensor is its own."""
+        if entered is None:
+            return None
+        own = self.modules[entered[0]]._parameters
+        return entered if any(self.names.get(f"{entered[0]}.{leaf}") == tensor for leaf in own) else None
 
     # sites -----------------------------------------------------------------------------------------------------------
 
@@ -302,9 +378,35 @@ class Walk:
                 layer.post, layer.post_ids = seen, ids
         value.awaiting = frozenset()
 
+    def enter(self, module: str, call: int, node: Any, value: Value) -> None:
+        """A module call begins."""
+        self.calls[module].append(node)
+        self.running[module] = call, value
+
+    def leave(self, module: str, out: Value) -> None:
+        """A module call ends: what its layer drives is seen here, in this shape."""
+        self.running.pop(module, None)
+        axis = feature_axis(out)
+        if self.layers and self.layers[-1].name == module and axis is not None:
+            layer = self.layers[-1]
+            if np.array_equal(layer.out_ids, cast(IntArray, out.units[axis])):
+                layer.output, layer.output_axis = out, axis
+
     def add_layer(self, layer: _LayerCall) -> None:
+        self._seen_where_it_enters(layer)
         self.layers.append(layer)
         layer.output.awaiting = frozenset({len(self.layers) - 1})
+
+    def _seen_where_it_enters(self, layer: _LayerCall) -> None:
+        """A module may fold time into the batch before its layer reads: its input is seen as it enters."""
+        if layer.observed or layer.groups > 1 or layer.name not in self.running:
+            return
+        call, value = self.running[layer.name]
+        axis = layer.input_axis + len(value.shape) - len(layer.input.shape)
+        if axis >= 0 and value.shape[axis:] == layer.input.shape[layer.input_axis :]:
+            layer.observed, layer.call, layer.input, layer.input_axis = True, call, value, axis
+            if value.units[axis] is not None:
+                self.activated(value, _Seen(layer.name, call, "input", value, axis))
 
 
 def feature_axis(value: Value) -> int | None:
@@ -341,22 +443,49 @@ def find_groups(
     if unknown not in ("refuse", "protect"):
         raise DPAPError(f"unknown= is {unknown!r}.", fix='choose "refuse" or "protect".')
     program = export(model, example_input, forward)
-    prefix = "" if forward is None else "model."
-    walk = Walk(modules=dict(model.named_modules()), unknown=unknown)
-    _run(walk, program, prefix)
+    walk = _walked(model, program, "" if forward is None else "model.", unknown)
     selection = _Selection.of(model, ignore, only)
-    return _finish(walk, _groups(walk, model, selection), selection)
+    return _finish(walk, _groups(walk, model, selection), selection, program.graph.nodes)
+
+
+def _walked(model: nn.Module, program: torch.export.ExportedProgram, prefix: str, unknown: Unknown) -> Walk:
+    """Walk the graph, and again as long as a reshape had better split its units along another axis."""
+    names: dict[str, str] = {}
+    first: dict[int, str] = {}
+    for named in (model.named_parameters, model.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names[name] = first.setdefault(id(tensor), name)
+    splits = Splits()
+    for round_number in range(ROUNDS):
+        splits.last = round_number == ROUNDS - 1
+        walk = Walk(
+            modules=dict(model.named_modules()),
+            unknown=unknown,
+            splits=splits,
+            names=names,
+            parameters=frozenset(name for name, _ in model.named_parameters()),
+        )
+        _run(walk, program, prefix)
+        if not splits.advance(walk):
+            break
+    return walk
 
 
 def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str) -> None:
     from dpap.graph.op_rules import apply_rule  # the rules are written in terms of Walk
 
     signature = program.graph_signature
-    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    named = {
+        node: walk.names.get(name.removeprefix(prefix), name.removeprefix(prefix))
+        for node, name in {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.items()
+    }
+    walk.loops.update(
+        node.args[1] for node in program.graph.nodes if str(node.target) == "dpap.neuron.default" and one_step(node)
+    )
     values: dict[Any, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = _placeholder(node, named, prefix)
+            values[node] = _placeholder(node, named)
         elif node.op == "call_function":
             values[node] = apply_rule(walk, node, values)
         elif node.op == "output":
@@ -369,13 +498,13 @@ def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str) -> None
             )
 
 
-def _placeholder(node: Any, named: dict[str, str], prefix: str) -> Any:
+def _placeholder(node: Any, named: dict[str, str]) -> Any:
     example = node.meta.get("val")
     if not isinstance(example, Tensor):
         return example
     value = plain(example.shape)
     if node.name in named:
-        value.parameter = named[node.name].removeprefix(prefix)
+        value.parameter = named[node.name]
     else:
         for axis in range(min(2, len(value.shape))):
             value.marks[axis] = {f"{node.name}.{axis}": np.arange(value.shape[axis])}
@@ -426,86 +555,38 @@ def _matches(names: Mapping[str, nn.Module], pattern: Pattern, argument: str) ->
     return found | {n for n in names if any(n.startswith(f + ".") for f in found if f)}
 
 
-@dataclass(slots=True)
-class _Member:
-    """A unit: an equivalence class of ids, with every entry that belongs to it."""
-
-    entries: dict[tuple[str, int, bool, bool], list[int]] = field(default_factory=lambda: defaultdict(list))
-    protected: str | None = None
-
-
-@dataclass
-class _Found:
-    groups: list[UnitGroup]
-    where: dict[int, tuple[int, int]]
-    """root id -> (index of the group, unit)."""
-
-
-def _groups(walk: Walk, model: nn.Module, selection: _Selection) -> _Found:
-    members: dict[int, _Member] = defaultdict(_Member)
-    for ids, tensor, axis, produces, masked in walk._entries:
-        for index, unit in enumerate(ids.tolist()):
-            if unit >= 0:
-                rows = members[walk.find(unit)].entries[(tensor, axis, produces, masked)]
-                if index not in rows:  # a shared module records its entries once per call
-                    rows.append(index)
-    for unit, reason in walk._protected.items():
-        member = members[walk.find(unit)]
-        member.protected = member.protected or reason
+def _groups(walk: Walk, model: nn.Module, selection: _Selection) -> Found:
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    rows: dict[str, IntArray] = {}
+    for call in walk.layers:
+        rows.setdefault(call.weight, call.out_ids)
+    found = make_groups(walk, rows, sizes)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    for member in members.values():
-        member.protected = member.protected or _why_protected(member, selection, frozen)
-
-    by_key: dict[Any, list[int]] = defaultdict(list)
-    for root in sorted(members):
-        member = members[root]
-        producers = frozenset((t, a) for t, a, produces, _ in member.entries if produces)
-        by_key[(producers, member.protected)].append(root)
-
-    found = _Found(groups=[], where={})
-    for (producers, reason), roots in by_key.items():
-        if not producers:
-            continue
-        group = _make_group(roots, members, reason, taken={g.name for g in found.groups})
-        for unit, root in enumerate(roots):
-            found.where[root] = (len(found.groups), unit)
-        found.groups.append(group)
+    found.groups = [
+        group if group.protected else dataclasses.replace(group, protected=_why_protected(group, selection, frozen))
+        for group in found.groups
+    ]
     return found
 
 
-def _why_protected(member: _Member, selection: _Selection, frozen: set[str]) -> str | None:
-    for tensor, _, _, masked in member.entries:
-        if tensor in frozen and masked:
-            return f"frozen parameter {tensor}"
-    return selection.keeps(tensor.rpartition(".")[0] for tensor, _, produces, _ in member.entries if produces)
+def _why_protected(group: UnitGroup, selection: _Selection, frozen: set[str]) -> str | None:
+    for piece in (*group.producers, *group.consumers):
+        if piece.tensor in frozen and piece.masked:
+            return f"frozen parameter {piece.tensor}"
+    return selection.keeps(piece.tensor.rpartition(".")[0] for piece in group.producers)
 
 
-def _make_group(roots: list[int], members: dict[int, _Member], reason: str | None, taken: set[str]) -> UnitGroup:
-    keys = list(dict.fromkeys(key for root in roots for key in members[root].entries))
-    producers: list[TensorSlice] = []
-    consumers: list[TensorSlice] = []
-    for key in keys:
-        tensor, axis, produces, masked = key
-        rows = [members[root].entries.get(key, []) for root in roots]
-        if len({len(row) for row in rows}) > 1:
-            reason = reason or f"its units own unequal numbers of entries of {tensor}"
-            continue
-        entries = np.array(rows, dtype=np.int64)
-        (producers if produces else consumers).append(
-            TensorSlice(tensor=tensor, axis=axis, entries=entries, masked=masked)
+def _finish(walk: Walk, found: Found, selection: _Selection, nodes: Iterable[Any]) -> Graph:
+    num_steps = count_steps(walk.time_marks, walk.loops)
+    if walk.loops and num_steps == 1:
+        log.warning(
+            "%s runs one step per call and is called once in a pass, so T = 1. Does the loop over time lie outside the "
+            "model? Then hand it over as forward=.",
+            next(iter(walk.loops)),
         )
-    name = producers[0].tensor.rpartition(".")[0] or producers[0].tensor
-    while name in taken:
-        name += "'"
-    return UnitGroup(
-        name=name, units=len(roots), producers=tuple(producers), consumers=tuple(consumers), sites=(), protected=reason
-    )
-
-
-def _finish(walk: Walk, found: _Found, selection: _Selection) -> Graph:
-    num_steps = max(walk.time_marks.values(), default=1)
-    layout = _Layouts(walk.time_marks, num_steps)
-    layers = tuple(_layer(call, walk, found, layout) for call in walk.layers)
+    layout = _Layouts(walk.time_marks, num_steps, _steps(walk, nodes, num_steps))
+    layers = tuple(_layer(calls, found, layout) for calls in _executions(walk.layers, layout))
+    _check_loops(layers, layout.steps)
     sites: dict[str, list[Site]] = defaultdict(list)
     for layer in layers:
         if layer.post is not None and layer.post not in sites[layer.out_group]:
@@ -514,7 +595,11 @@ def _finish(walk: Walk, found: _Found, selection: _Selection) -> Graph:
     groups = []
     for group in found.groups:
         reason = group.protected
-        unseen = [layer.name for layer in layers if layer.out_group == group.name and layer.weight not in observed]
+        unseen = [
+            layer.name
+            for layer in layers
+            if layer.out_group == group.name and layer.groups == 1 and layer.weight not in observed
+        ]
         if unseen and reason is None:
             reason = f"{unseen[0]} is used without a module call that could be observed"
         groups.append(
@@ -528,19 +613,56 @@ def _finish(walk: Walk, found: _Found, selection: _Selection) -> Graph:
     return Graph(
         groups=tuple(groups),
         layers=layers,
-        neurons=tuple(_neuron_site(call, walk, found, layout) for call in walk.neurons),
+        neurons=tuple(
+            _neuron_site(call, found, layout) for call in walk.neurons if call.call == 0 or call.name not in walk.loops
+        ),
         num_steps=num_steps,
         ignored=tuple(layer.weight for layer in layers if selection.keeps([layer.name])),
     )
 
 
-def _reshaped_at(walk: Walk, found: _Found, name: str) -> tuple[str, ...]:
-    lines = []
-    for ids, line in walk.folds:
-        owners = {found.groups[found.where[walk.find(u)][0]].name for u in ids.tolist() if u >= 0}
-        if name in owners and line not in lines:
-            lines.append(line)
-    return tuple(lines)
+def _reshaped_at(walk: Walk, found: Found, name: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(line for ids, line in walk.folds if name in found.names(ids)))
+
+
+def _steps(walk: Walk, nodes: Iterable[Any], num_steps: int) -> Steps:
+    """Where the calls of modules lie in time."""
+    picked = {
+        node: index
+        for node, (_, index, marks) in walk.picks.items()
+        if node not in walk.loop_steps and not marks.keys().isdisjoint(walk.time_marks)
+    }
+    steps = Steps.of(nodes, num_steps, {**picked, **walk.loop_steps}, picked.keys(), walk.calls)
+    for neuron, call, states in walk.handed:
+        if call and not any(state in steps.needs for state in states):
+            raise _several_sequences(neuron)
+    return steps
+
+
+def _executions(layers: Iterable[_LayerCall], layout: _Layouts) -> list[list[_LayerCall]]:
+    """What is one layer: T calls of a module that a loop over time makes, else each call."""
+    found: dict[Any, list[_LayerCall]] = {}
+    for number, layer in enumerate(layers):
+        times = layout.per_step(layer.name, layer.output) if layer.observed or layer.groups > 1 else 0
+        key = (layer.weight, layer.call % times) if times else number
+        found.setdefault(key, []).append(layer)
+    return list(found.values())
+
+
+def _check_loops(layers: Iterable[Layer], steps: Steps) -> None:
+    """Each call that a loop makes of a module in one step must be a site: else an observer cannot tell the steps."""
+    seen: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for site in (s for layer in layers for s in (layer.pre, layer.post) if s is not None):
+        if site.layout == "call per step":
+            seen[(site.module, site.side)].add(site.call)
+    for (module, _), calls in seen.items():
+        times = steps.per_step(module)
+        if len(calls) < times:
+            raise DPAPError(
+                f"Each step calls {module} {times} times, and units are seen at {len(calls)} of these calls only.",
+                where=module,
+                fix="give each place in the network a module of its own.",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -549,6 +671,11 @@ class _Layouts:
 
     time_marks: dict[str, int]
     num_steps: int
+    steps: Steps
+
+    def per_step(self, module: str, value: Value) -> int:
+        """How often a module is called in each step with such a value; 0 if one call sees all steps, or none."""
+        return 0 if self.num_steps == 1 or self._time(value) is not None else self.steps.per_step(module)
 
     def of(self, value: Value) -> tuple[Layout, bool]:
         """(layout, constant in time)."""
@@ -587,77 +714,122 @@ class _Layouts:
 
     def site(self, seen: _Seen) -> Site:
         layout, constant = self.of(seen.value)
+        times = self.per_step(seen.module, seen.value)
         return Site(
             module=seen.module,
-            call=seen.call,
+            call=seen.call % times if times else seen.call,
             side=seen.side,
-            layout=layout,
+            layout="call per step" if times else layout,
             axis=seen.axis,
-            constant=constant,
+            constant=constant and not times,
             nonnegative=seen.value.nonnegative,
         )
 
 
-def _layer(call: _LayerCall, walk: Walk, found: _Found, layout: _Layouts) -> Layer:
-    out = [found.where[walk.find(u)] for u in call.out_ids.tolist()]
-    name = found.groups[out[0][0]].name
-    inputs = [found.where[walk.find(u)] if u >= 0 else (-1, -1) for u in call.in_ids.tolist()]
-    order = list(dict.fromkeys(g for g, _ in inputs if g >= 0))
-    post, post_row = call.post, None
+def _layer(calls: Sequence[_LayerCall], found: Found, layout: _Layouts) -> Layer:
+    """One layer from its calls: one, or one for each step."""
+    call = next((c for c in calls if c.input.tracked), calls[0])  # a first step may read zeros that no unit made
+    active = next((c for c in calls if c.post is not None), call)
+    call = dataclasses.replace(call, call=calls[0].call, post=active.post, post_ids=active.post_ids)
+    inputs = _features(call.in_ids, found)
+    post, post_row, post_features = call.post, None, None
+    if post is not None and call.post_ids is not None:
+        post_row = _rows_behind(call.post_ids, call.out_ids, found)
+        if (post_row < 0).all():  # another layer's units alone are seen there
+            post = post_row = None
+        elif np.array_equal(post_row, np.arange(len(call.out_ids))):
+            post_row = None
+        else:
+            post_features = _features(call.post_ids, found)
     if call.observed and post is None:
         post = _Seen(call.name, call.call, "output", call.output, call.output_axis)
-    elif post is not None and call.post_ids is not None:
-        row = {walk.find(u): o for o, u in enumerate(call.out_ids.tolist())}
-        post_row = np.array([row.get(walk.find(u), -1) if u >= 0 else -1 for u in call.post_ids.tolist()])
-        if np.array_equal(post_row, np.arange(len(call.out_ids))):
-            post_row = None
-    rows = len(call.out_ids)
-    batch = layout.batch(call.output)
-    executions = int(np.prod(call.output.shape)) // (rows * batch)
-    steps = 1 if layout.of(call.output)[0] == "B" else layout.num_steps
+    reading, features = (call.input, len(call.in_ids)) if call.transposed else (call.output, len(call.out_ids))
+    executions = len(calls) * int(np.prod(reading.shape)) // (features * layout.batch(reading))
+    steps = 1 if len(calls) == 1 and layout.of(call.output)[0] == "B" else layout.num_steps
     return Layer(
         name=call.name,
         call=call.call,
         kind=call.kind,
         weight=call.weight,
         bias=call.bias,
-        out_group=name,
-        out_units=np.array([unit for _, unit in out]),
-        in_group=tuple(found.groups[g].name for g in order),
-        in_owner=np.array([order.index(g) if g >= 0 else -1 for g, _ in inputs]),
-        in_unit=np.array([unit for _, unit in inputs]),
+        out_group=found.names(call.out_ids)[0],
+        out_units=found.at(call.out_ids)[1],
+        in_group=inputs.groups,
+        in_owner=inputs.owner,
+        in_unit=inputs.unit,
         kernel=call.kernel,
         positions=executions // steps,
         steps=steps,
         macs_per_synapse=executions * call.kernel,
         pre=layout.site(_Seen(call.name, call.call, "input", call.input, call.input_axis)) if call.observed else None,
-        post=None if post is None else layout.site(post),
+        post=None if post is None or call.groups > 1 else layout.site(post),
         post_row=post_row,
-        spike_divisor=_sample(call.input, layout),
+        post_features=post_features,
+        spike_divisor=_sample([c.input for c in calls], layout),
         fanout=call.fanout,
+        groups=call.groups,
+        transposed=call.transposed,
     )
 
 
-def _sample(value: Value, layout: _Layouts) -> FloatArray | None:
+def _rows_behind(post: IntArray, rows: IntArray, found: Found) -> IntArray:
+    """Row of the weight behind each feature that is seen, -1: none.
+
+    By id where the features carry those of all rows of their units. Else by unit, in order: a unit with as many
+    features as rows has one for each; with fewer, its last rows (the values of a head lie behind its queries and keys).
+    """
+    if len(np.unique(rows)) == len(rows):
+        order = np.argsort(rows)
+        place = np.minimum(np.searchsorted(rows[order], post), len(rows) - 1)
+        same = rows[order][place] == post
+        seen = np.unique(order[place][same])
+        if len(seen) and len(seen) == np.isin(found.at(rows)[1], found.at(rows[seen])[1]).sum():
+            return np.where(same, order[place], -1)
+    group, unit = found.at(post)
+    unit = np.where(group == found.at(rows)[0][0], unit, -1)
+    row_unit = found.at(rows)[1]
+    behind = np.full(len(post), -1)
+    for u in np.intersect1d(unit[unit >= 0], row_unit):
+        mine, own = np.flatnonzero(unit == u), np.flatnonzero(row_unit == u)
+        last = own[-min(len(own), len(mine)) :]
+        behind[mine] = last[np.arange(len(mine)) * len(last) // len(mine)]
+    return behind
+
+
+def _features(ids: IntArray, found: Found) -> Features:
+    group, unit = found.at(ids)
+    order = [g for g in dict.fromkeys(group.tolist()) if g >= 0]
+    owner = np.full(len(ids), -1)
+    for place, g in enumerate(order):
+        owner[group == g] = place
+    return Features(groups=tuple(found.groups[g].name for g in order), owner=owner, unit=unit)
+
+
+def _sample(values: Sequence[Value], layout: _Layouts) -> FloatArray | None:
     """The divisor of one sample at one step: (I, *space)."""
-    if value.divisor is None:
+    divisors = [value.divisor for value in values]
+    if any(d is None or not np.array_equal(d, cast(FloatArray, divisors[0])) for d in divisors):
         return None
-    first = value.divisor[0, 0] if layout.of(value)[0] == "T,B" else value.divisor[0]
-    return np.array(first)
+    first = cast(FloatArray, divisors[0])
+    return np.array(first[0, 0] if layout.of(values[0])[0] == "T,B" else first[0])
 
 
-def _neuron_site(call: _NeuronCall, walk: Walk, found: _Found, layout: _Layouts) -> NeuronSite:
-    ids = call.value.units[2] if len(call.value.shape) > 2 else None
-    group = found.groups[found.where[walk.find(int(ids[0]))][0]].name if ids is not None and ids[0] >= 0 else None
-    shape = call.value.shape
+def _neuron_site(call: _NeuronCall, found: Found, layout: _Layouts) -> NeuronSite:
+    ids, shape = call.value.units[call.axis], call.value.shape
+    sample = shape[2:] if layout.of(call.value)[0] == "T,B" else shape[1:]
     return NeuronSite(
         name=call.name,
         call=call.call,
-        group=group,
-        positions=int(np.prod(shape[3:])),
-        features=shape[2] if len(shape) > 2 else 1,
+        group=next(iter(found.names(ids)), None) if ids is not None else None,
+        positions=int(np.prod(sample)) // shape[call.axis],
+        features=shape[call.axis],
         steps=layout.num_steps,
     )
+
+
+def one_step(node: Any) -> bool:
+    """Whether a call of a neuron runs one step."""
+    return bool(node.args[3] != "sequence")
 
 
 def is_activation(module: nn.Module) -> bool:

@@ -29,6 +29,8 @@ class TensorSlice:
     """(units, k): k = 1 for a channel, H * W after a flatten, whatever the memory layout."""
     masked: bool = True
     """False for what is only sliced with its unit: running statistics, parameters of the neuron."""
+    parameters: int = 1
+    """Parameters at each entry: the product of the other axes; 0 for a buffer."""
 
     def to_json(self) -> dict[str, Any]:
         return {"tensor": self.tensor, "axis": self.axis, "entries": self.entries.tolist(), "masked": self.masked}
@@ -66,6 +68,18 @@ class Site:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Features:
+    """Which unit stands behind each index of an axis."""
+
+    groups: tuple[str, ...]
+    """In order of appearance."""
+    owner: IntArray
+    """(N,): index into `groups`; -1 for what is no unit."""
+    unit: IntArray
+    """(N,): unit of that group, or -1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One call of a convolution or linear layer: the synapses between what it reads and what it drives."""
 
@@ -78,17 +92,19 @@ class Layer:
     out_group: str
     """Name of the group whose units this layer drives."""
     out_units: IntArray
-    """(O,): the unit of `out_group` behind each output row of the weight."""
+    """(O,): the unit of `out_group` behind each output feature: a row of the weight (a column where `transposed`)."""
     in_group: tuple[str, ...]
     """Groups that feed the layer, in order of appearance; empty when it reads the network's input only."""
     in_owner: IntArray
-    """(I,): index into `in_group` for each input entry (column of the weight); -1 for the network's input."""
+    """(I,): index into `in_group` for each input feature (column of the weight, unless grouped); -1 for the network's
+    input."""
     in_unit: IntArray
     """(I,): unit of that group; -1 for an entry that is no unit."""
     kernel: int
     """Weights of one synapse: kernel height x width; 1 for a linear layer."""
     positions: int
-    """Output positions of one sample in one execution (1 for a linear layer on a vector)."""
+    """Output positions of one sample in one execution (1 for a linear layer on a vector); input positions where
+    `transposed`."""
     steps: int
     """Executions per sample: T, or 1 where a constant input passes once, or 1 in a network without time."""
     macs_per_synapse: int
@@ -97,13 +113,26 @@ class Layer:
     """None: the weight is used without a module call that could be observed."""
     post: Site | None
     post_row: IntArray | None
-    """Row of the weight behind each feature of `post`; None: feature o is row o."""
+    """Row of the weight behind each feature of `post`, -1 for those of other layers; None: feature o is row o."""
+    post_features: Features | None
+    """Units behind the features of `post` where `post_row` is given."""
     spike_divisor: FloatArray | None
     """None: the input is real-valued. Else (I, *space): number of spikes behind an input value = value x divisor
     (1 for spikes, the window's size after an average pool). Linear: (I,). Known from the graph, never from values."""
     fanout: FloatArray
     """(*space,) of the input: how many (kernel position, output position) pairs read each input position; borders
     exact. Linear: shape (), value 1."""
+    groups: int = 1
+    """Of a grouped convolution: output feature o reads the I / groups input features of its own group. Those live and
+    die with it as one unit, so such a layer is no edge between units: it is not scored (`post` is None), isolates
+    nobody, and its counts go with its units."""
+    transposed: bool = False
+    """The weight is (I, O / groups, ...), not (O, I / groups, ...)."""
+
+    @property
+    def in_features(self) -> int:
+        """Input features that each output feature reads."""
+        return len(self.in_unit) // self.groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

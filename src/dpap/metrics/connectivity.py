@@ -45,7 +45,10 @@ def count_synapses(
     synapses: Mapping[str, Tensor] = ALL,
     kind: LayerKind | None = None,
 ) -> int:
-    """Weights of convolutions and linear layers that are alive; one that several calls share counts once."""
+    """Weights of convolutions and linear layers that are alive; one that several calls share counts once.
+
+    A weight of a grouped convolution lives with its unit, which holds both of its ends.
+    """
     check_living(graph, alive, synapses)
     return sum(
         int(living_fan_out(layer, alive, synapses).sum()) * layer.kernel
@@ -63,10 +66,11 @@ def sparsity_paper(graph: Graph, alive: Mapping[str, Tensor] = ALL, synapses: Ma
     check_living(graph, alive, synapses)
     total = kept = 0
     for layer in distinct_layers(graph):
-        rows, columns = int(living_outputs(layer, alive).sum()), living_inputs(layer, alive)
+        rows, columns = living_outputs(layer, alive).sum(), living_inputs(layer, alive)
         living = int(living_fan_out(layer, alive, synapses).sum())
-        kept += (living + rows * int((~columns).sum())) * layer.kernel
-        total += layer.out_units.size * columns.numel() * layer.kernel
+        unread = int(rows * (~columns).sum()) if layer.groups == 1 else 0
+        kept += (living + unread) * layer.kernel
+        total += layer.out_units.size * layer.in_features * layer.kernel
     return 1.0 - kept / total if total else 0.0
 
 
@@ -76,6 +80,7 @@ def count_parameters(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]
     Dense: a dead synapse of a living pair of units still takes its place in the matrix.
     """
     check_living(graph, alive, ALL)
+    check_widths(model, graph)
     named = dict(model.named_parameters(remove_duplicate=False))
     dead: dict[tuple[int, int], Bool[np.ndarray, " n"]] = {}
     for group in graph.groups:
@@ -90,6 +95,26 @@ def count_parameters(model: nn.Module, graph: Graph, alive: Mapping[str, Tensor]
         int(np.prod([size - int(dead.get((id(p), axis), nobody).sum()) for axis, size in enumerate(p.shape)]))
         for p in {id(p): p for p in named.values()}.values()
     )
+
+
+def check_widths(model: nn.Module, graph: Graph) -> None:
+    """Refuse a model that is narrower than its graph.
+
+    Raises:
+        DPAPError: A tensor does not hold all entries that the graph names.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    for group in graph.groups:
+        for part in (*group.producers, *group.consumers):
+            size = named[part.tensor].shape[part.axis] if part.tensor in named else 0
+            if part.entries.size and part.entries.max() >= size:
+                raise DPAPError(
+                    f"The model is narrower than the graph: axis {part.axis} of {part.tensor} holds {size} of "
+                    f"{int(part.entries.max()) + 1} entries.",
+                    where=f"group {group.name}",
+                    fix="measure a model that shrank while it trained as dev.masked(), with dev.graph, dev.alive and "
+                    "dev.synapse_masks, or as dev.compact(), with find_groups() of that.",
+                )
 
 
 def unit_density(graph: Graph, alive: Mapping[str, Tensor] = ALL) -> dict[str, float]:
@@ -137,11 +162,20 @@ def living_inputs(layer: Layer, alive: Mapping[str, Tensor]) -> Bool[Tensor, " I
 
 
 def living_fan_out(layer: Layer, alive: Mapping[str, Tensor], synapses: Mapping[str, Tensor]) -> Int[Tensor, " I"]:
-    """How many living rows each column reaches over a living synapse; 0 for a dead column."""
+    """How many living outputs each input reaches over a living synapse; 0 for a dead input."""
     inputs, outputs = living_inputs(layer, alive), living_outputs(layer, alive)
     mask = synapses.get(layer.weight)
-    reached = outputs.sum() if mask is None else mask.cpu()[outputs].sum(0)
+    if mask is None:
+        reached = outputs.reshape(layer.groups, -1).sum(1).repeat_interleave(layer.in_features)
+    else:
+        reached = mask.cpu()[outputs].sum(0)
     return inputs * reached
+
+
+def living_pairs(layer: Layer, alive: Mapping[str, Tensor]) -> int:
+    """Pairs of a living output and a living input that it reads, whatever the synapse masks: what a dense matrix holds
+    without its dead units."""
+    return int(living_fan_out(layer, alive, ALL).sum())
 
 
 def check_living(graph: Graph, alive: Mapping[str, Tensor], synapses: Mapping[str, Tensor]) -> None:

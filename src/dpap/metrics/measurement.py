@@ -120,9 +120,7 @@ def estimate_energy(
     }
     dense, dense_real = count_macs(graph), count_macs(graph, inputs="real")
     sparsity = sparsity_paper(graph, alive, synapses)
-    one_step = sum(
-        layer.out_units.size * layer.in_owner.size * layer.kernel * layer.positions for layer in graph.layers
-    )
+    one_step = sum(layer.out_units.size * layer.in_features * layer.kernel * layer.positions for layer in graph.layers)
     return EnergyEstimate(
         cost=cost.name,
         compute_pj=cost.compute_pj(**work),

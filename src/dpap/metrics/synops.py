@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpap.errors import DPAPError
 from dpap.graph.group import Graph, Layer, NeuronSite, Site
-from dpap.metrics.connectivity import ALL, check_living, living_fan_out, living_inputs, living_outputs
+from dpap.metrics.connectivity import ALL, check_living, living_fan_out, living_pairs
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -35,7 +35,7 @@ def count_macs(graph: Graph, alive: Mapping[str, Tensor] = ALL, *, inputs: Liter
     """
     check_living(graph, alive, ALL)
     return sum(
-        int(living_outputs(layer, alive).sum()) * int(living_inputs(layer, alive).sum()) * layer.macs_per_synapse
+        living_pairs(layer, alive) * layer.macs_per_synapse
         for layer in graph.layers
         if inputs == "all" or layer.spike_divisor is None
     )
@@ -78,7 +78,7 @@ class SynopCounter:
     """
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
-        self.samples = 0
+        self._sample_steps = 0
         self._model, self._graph = model, graph
         self._spikes: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._nonzero: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -89,6 +89,15 @@ class SynopCounter:
             if layer.pre is not None:
                 self._layers[layer.pre.module].append(index)
         self._first = min((i for indices in self._layers.values() for i in indices), default=-1)
+
+    @property
+    def samples(self) -> int:
+        """Samples that were run."""
+        if self._first < 0:
+            return 0
+        pre = self._graph.layers[self._first].pre
+        looped = pre is not None and pre.layout == "call per step"
+        return self._sample_steps // self._graph.num_steps if looped else self._sample_steps
 
     def __enter__(self) -> SynopCounter:
         self._handles.append(self._model.register_forward_pre_hook(lambda *_: self._calls.clear()))
@@ -115,7 +124,7 @@ class SynopCounter:
         layer = self._graph.layers[index]
         assert layer.pre is not None
         if index == self._first:
-            self.samples += _samples(x, layer.pre, self._graph.num_steps)
+            self._sample_steps += _samples(x, layer.pre, self._graph.num_steps)
         if layer.spike_divisor is not None:
             self._spikes[index] = self._spikes[index] + arrivals(x, layer, torch.from_numpy(layer.spike_divisor))
         self._nonzero[index] = self._nonzero[index] + arrivals(x != 0, layer, torch.ones(()))
@@ -210,6 +219,7 @@ def reads_spikes(layer: Layer) -> bool:
 
 
 def _samples(x: Tensor, site: Site, num_steps: int) -> int:
+    """Samples that enter in one call."""
     if site.layout == "T,B":
         return x.shape[1]
     return x.shape[0] // num_steps if site.layout == "T*B" else x.shape[0]

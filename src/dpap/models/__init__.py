@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,9 +14,14 @@ from typing import Any
 from torch import nn
 
 from dpap.errors import unknown_name
-from dpap.models.convnet import NEURONS, POOLS, READOUTS, SURROGATES, ConvNet
+from dpap.models.convnet import READOUTS, ConvNet
+from dpap.models.parts import NEURONS, POOLS, SPIKING, SURROGATES
+from dpap.models.resnet import ResNet, SEWResNet, resnet18, resnet50, sew_resnet18
+from dpap.models.vit import ViT, vit
 
-MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"convnet": ConvNet})
+MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
+    {"convnet": ConvNet, "resnet18": resnet18, "resnet50": resnet50, "sew-resnet18": sew_resnet18, "vit": vit}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,12 +35,21 @@ class BuiltFrom:
 
 def build(name: str, **arguments: Any) -> nn.Module:
     """The model of that name; `built_from(model)` tells later how it was made."""
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
     arguments = {key: _tuples(value) for key, value in arguments.items()}  # JSON gives lists
-    model = MODELS[name](**arguments)
+    model = _made_by(name)(**arguments)
     model._dpap_built_from = BuiltFrom(name=name, arguments=arguments)  # type: ignore[assignment]
     return model
+
+
+def settings_of(name: str) -> tuple[str, ...]:
+    """What can be set of the model of that name, beside the shape and the classes of the data."""
+    return tuple(key for key in inspect.signature(_made_by(name)).parameters if key not in ("shape", "classes"))
+
+
+def _made_by(name: str) -> Callable[..., nn.Module]:
+    if name not in MODELS:
+        raise unknown_name("model", name, MODELS)
+    return MODELS[name]
 
 
 def _tuples(value: Any) -> Any:
@@ -47,4 +62,23 @@ def built_from(model: nn.Module) -> BuiltFrom | None:
     return made if isinstance(made, BuiltFrom) else None
 
 
-__all__ = ["MODELS", "NEURONS", "POOLS", "READOUTS", "SURROGATES", "BuiltFrom", "ConvNet", "build", "built_from"]
+__all__ = [
+    "MODELS",
+    "NEURONS",
+    "POOLS",
+    "READOUTS",
+    "SPIKING",
+    "SURROGATES",
+    "BuiltFrom",
+    "ConvNet",
+    "ResNet",
+    "SEWResNet",
+    "ViT",
+    "build",
+    "built_from",
+    "resnet18",
+    "resnet50",
+    "settings_of",
+    "sew_resnet18",
+    "vit",
+]

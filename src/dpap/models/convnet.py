@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from functools import partial
-from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
-from dpap.models.pooling import AvgPool2x2
+from dpap.models.parts import POOLS, scaled, spiking_neuron
 from dpap.neurons.encoding import Repeat, over_time
-from dpap.neurons.modules import IF, LIF, PLIF, LeakyIntegrator
-from dpap.neurons.surrogate import ArcTan, QuadraticGate, Rectangular, Sigmoid, Surrogate
+from dpap.neurons.modules import LeakyIntegrator
 
-SURROGATES: Mapping[str, Callable[[], Surrogate]] = MappingProxyType(
-    {"arctan": ArcTan, "quadratic_gate": QuadraticGate, "sigmoid": Sigmoid, "rectangular": Rectangular}
-)
-SPIKING: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"if": lambda tau, **rest: IF(**rest), "lif": LIF, "plif": lambda tau, **rest: PLIF(init_tau=tau, **rest)}
-)
-NEURONS = (*SPIKING, "relu")
-POOLS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType({"avg": AvgPool2x2, "max": partial(nn.MaxPool2d, 2)})
 READOUTS = ("current", "spikes", "membrane")
 
 
@@ -39,6 +27,7 @@ class ConvNet(nn.Sequential):
         classes: Width of the classifier.
         blocks: Channels of the convolutions (stride 1, the size of the map is kept), one tuple a block.
         hidden: Neurons of the fully connected layers before the classifier.
+        width: Factor on `blocks` and `hidden`.
         kernel: Side of the convolutions' kernels, odd.
         pooled: So many blocks, from the first, end with a 2 x 2 pooling; None: all of them.
         pool: "avg" or "max".
@@ -65,6 +54,7 @@ class ConvNet(nn.Sequential):
         classes: int,
         blocks: tuple[tuple[int, ...], ...],
         hidden: tuple[int, ...],
+        width: float = 1.0,
         kernel: int = 3,
         pooled: int | None = None,
         pool: str = "avg",
@@ -84,6 +74,8 @@ class ConvNet(nn.Sequential):
         num_steps: int = 4,
         readout: str = "current",
     ) -> None:
+        blocks = tuple(tuple(scaled(out, width) for out in block) for block in blocks)
+        hidden = tuple(scaled(out, width) for out in hidden)
         spiking = neuron != "relu"
         fc_norm = norm if fc_norm is None else fc_norm
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -98,10 +90,11 @@ class ConvNet(nn.Sequential):
         def make_neuron(kind: str, v_threshold: float, surrogate: str, learn_slope: bool) -> nn.Module:
             if kind == "relu":
                 return nn.ReLU()
-            return SPIKING[kind](
+            return spiking_neuron(
+                kind,
                 tau=tau,
                 v_threshold=v_threshold,
-                surrogate=SURROGATES[surrogate](),
+                surrogate=surrogate,
                 learn_slope=learn_slope,
                 detach_reset=detach_reset,
             )
@@ -113,7 +106,7 @@ class ConvNet(nn.Sequential):
             threshold = v_threshold if fc_v_threshold is None else fc_v_threshold
             return make_neuron(fc_neuron or neuron, threshold, fc_surrogate or surrogate, False)
 
-        channels, height, width = shape
+        channels, rows, columns = shape
         number = 0
         for block_number, block in enumerate(blocks, 1):
             for out in block:
@@ -125,15 +118,15 @@ class ConvNet(nn.Sequential):
                 channels = out
             if pooled is None or block_number <= pooled:
                 layers[f"pool{block_number}"] = POOLS[pool]()
-                height, width = height // 2, width // 2
-        if min(height, width) < 1:
+                rows, columns = rows // 2, columns // 2
+        if min(rows, columns) < 1:
             raise DPAPError(
                 f"{len(blocks)} blocks halve an image of {shape[1]} x {shape[2]} pixels to nothing.",
                 where="model.blocks",
                 fix="use fewer blocks, or end fewer of them with a pooling: model.pooled",
             )
         layers["flatten"] = nn.Flatten()
-        features = channels * height * width
+        features = channels * rows * columns
         for fc_number, out in enumerate(hidden, 1):
             number += 1
             if dropout:

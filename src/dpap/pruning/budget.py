@@ -35,7 +35,10 @@ class Victim(NamedTuple):
 
 @dataclass
 class _Edge:
-    """All synapses of one weight, (O, I); a convolution's kernel is one synapse of `kernel` weights."""
+    """All synapses of one weight, (O, I / groups); a convolution's kernel is one synapse of `kernel` weights.
+
+    With `groups` > 1 every synapse lies inside one unit: it lives as long as the unit, and feeds no other.
+    """
 
     weight: str
     out_group: int
@@ -43,12 +46,25 @@ class _Edge:
     in_groups: IntArray
     """(I,): group behind each input entry, -1 for the network's input."""
     in_units: IntArray
+    groups: int
     kernel: int
     macs: int
     """Per pair, all calls together."""
     living: BoolArray
     row: IntArray
+    """(O,): living synapses of each output entry."""
     col: IntArray
+    """(I,): living synapses of each input entry."""
+
+    def pairs(self, alive: Sequence[BoolArray]) -> BoolArray:
+        """(O, I / groups): whether both ends live."""
+        out = alive[self.out_group][self.out_units].reshape(self.groups, -1, 1)
+        return (out & _alive_inputs(self, alive).reshape(self.groups, 1, -1)).reshape(self.living.shape)
+
+    def recount(self) -> None:
+        """Row and column counts anew."""
+        self.row = self.living.sum(1)
+        self.col = self.living.reshape(self.groups, -1, self.living.shape[1]).sum(1).reshape(-1)
 
 
 @dataclass
@@ -101,8 +117,10 @@ class Account:
         self.inputs = [np.full(len(a), -1) for a in self.alive]
         self.outputs = [np.full(len(a), -1) for a in self.alive]
         for edge in self.edges:
-            edge.living &= self.alive[edge.out_group][edge.out_units][:, None] & _alive_inputs(edge, self.alive)
-            edge.row, edge.col = edge.living.sum(1), edge.living.sum(0)
+            edge.living &= edge.pairs(self.alive)
+            edge.recount()
+            if edge.groups > 1:
+                continue
             arriving, leaving = self.inputs[edge.out_group], self.outputs
             arriving[np.unique(edge.out_units)] = np.maximum(arriving[np.unique(edge.out_units)], 0)
             np.add.at(arriving, edge.out_units, edge.row)
@@ -120,15 +138,14 @@ class Account:
 
     def macs(self) -> int:
         """Multiply-accumulates per sample of the network without its dead units; dead synapses are not left out."""
-        return sum(edge.macs * self._rows(edge) * self._cols(edge) for edge in self.edges)
+        return sum(edge.macs * self._pairs(edge) for edge in self.edges)
 
     def parameters(self) -> int:
         """Parameters of the network without its dead units, but for those that belong to no unit."""
-        weights = sum(edge.kernel * self._rows(edge) * self._cols(edge) for edge in self.edges)
+        weights = sum(edge.kernel * self._pairs(edge) for edge in self.edges)
         named = {edge.weight for edge in self.edges}
         per_unit: int = sum(
-            int(alive.sum())
-            * sum(p.entries.shape[1] for p in g.producers if p.tensor not in named and not _statistic(p.tensor))
+            int(alive.sum()) * sum(p.entries.shape[1] * p.parameters for p in g.producers if p.tensor not in named)
             for g, alive in zip(self.graph.groups, self.alive, strict=True)
         )
         return weights + per_unit
@@ -144,11 +161,10 @@ class Account:
     def count(self, metric: str) -> float:
         return float(getattr(self, metric)())
 
-    def _rows(self, edge: _Edge) -> int:
-        return int(self.alive[edge.out_group][edge.out_units].sum())
-
-    def _cols(self, edge: _Edge) -> int:
-        return int(_alive_inputs(edge, self.alive).sum())
+    def _pairs(self, edge: _Edge) -> int:
+        """Pairs of a living output and a living input entry."""
+        rows = self.alive[edge.out_group][edge.out_units].reshape(edge.groups, -1).sum(1)
+        return int(rows @ _alive_inputs(edge, self.alive).reshape(edge.groups, -1).sum(1))
 
     # deaths -------------------------------------------------------------------------------------------------------
 
@@ -196,6 +212,9 @@ class Account:
             isolated = True
             self._set(self.alive[group], unit, False)
             for edge in self.edges:
+                if edge.groups > 1:
+                    self._clear_inside(edge, group, unit)
+                    continue
                 if edge.out_group == group:
                     for row in np.flatnonzero(edge.out_units == unit):
                         self._clear(edge, np.array([row]), np.flatnonzero(edge.living[row]), queue)
@@ -203,6 +222,14 @@ class Account:
                 if len(columns):
                     self._clear(edge, np.flatnonzero(edge.living[:, columns].any(1)), columns, queue)
         return True
+
+    def _clear_inside(self, edge: _Edge, group: int, unit: int) -> None:
+        """Remove the synapses of a grouped convolution inside a unit; nobody else loses an input or an output."""
+        if edge.out_group == group:
+            rows = np.flatnonzero(edge.out_units == unit)
+            self._set(edge.living, rows, False)
+            self._set(edge.row, rows, 0)
+            self._set(edge.col, np.flatnonzero((edge.in_groups == group) & (edge.in_units == unit)), 0)
 
     def _clear(self, edge: _Edge, rows: IntArray, columns: IntArray, queue: list[tuple[int, int]]) -> None:
         """Remove the synapses of rows x columns and queue the units that have no input or no output left."""
@@ -300,10 +327,6 @@ class Account:
                         self._remove([(n, int(unit))], isolated=True)
 
 
-def _statistic(tensor: str) -> bool:
-    return tensor.rpartition(".")[2] in ("running_mean", "running_var")
-
-
 def _alive_inputs(edge: _Edge, alive: Sequence[BoolArray]) -> BoolArray:
     living = np.ones(len(edge.in_groups), dtype=bool)
     for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
@@ -314,13 +337,14 @@ def _alive_inputs(edge: _Edge, alive: Sequence[BoolArray]) -> BoolArray:
 
 def _edge(layer: Layer, number: dict[str, int], synapses: BoolArray | None) -> _Edge:
     owners = np.array([number[name] for name in layer.in_group] + [-1])
-    shape = (len(layer.out_units), len(layer.in_unit))
+    shape = (len(layer.out_units), layer.in_features)
     return _Edge(
         weight=layer.weight,
         out_group=number[layer.out_group],
         out_units=layer.out_units,
         in_groups=owners[layer.in_owner],
         in_units=layer.in_unit,
+        groups=layer.groups,
         kernel=layer.kernel,
         macs=layer.macs_per_synapse,
         living=np.ones(shape, dtype=bool) if synapses is None else np.array(synapses),
@@ -655,8 +679,8 @@ def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
         rows = min(
             len(edge.out_units), left[edge.out_group] * (len(edge.out_units) // len(account.alive[edge.out_group]))
         )
-        columns = int((edge.in_groups < 0).sum())
-        for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
+        columns = edge.living.shape[1] if edge.groups > 1 else int((edge.in_groups < 0).sum())
+        for group in np.unique(edge.in_groups[edge.in_groups >= 0]) if edge.groups == 1 else ():
             columns += int((edge.in_groups == group).sum()) * left[group] // len(account.alive[group])
         if metric == "connectivity" and edge.weight in account.prunable:
             total += rows
@@ -666,9 +690,9 @@ def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
         total += sum(
             n
             * sum(
-                p.entries.shape[1]
+                p.entries.shape[1] * p.parameters
                 for p in g.producers
-                if p.axis == 0 and p.tensor not in {e.weight for e in account.edges} and not _statistic(p.tensor)
+                if p.tensor not in {e.weight for e in account.edges}
             )
             for g, n in zip(account.graph.groups, left, strict=True)
         )

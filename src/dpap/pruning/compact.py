@@ -11,26 +11,45 @@ import torch
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
-from dpap.graph.adapters import neuron_info
+from dpap.graph.adapters import independent_copy, replace_neurons, unlisted
 from dpap.graph.front import Forward, model_line
 from dpap.graph.group import Graph, UnitGroup
 from dpap.hooks import OwnHook
 from dpap.pruning.mask import dead_masks
-from dpap.pruning.slice import Alive, cut
+from dpap.pruning.slice import Alive, Present, cut, put, tensor_of
 
 
-def compacted(model: nn.Module, graph: Graph, alive: Alive) -> nn.Module:
-    """An independent copy without the dead units and without our hooks. Nothing is folded, nothing else changes."""
-    small = copy.deepcopy(model)
-    for module in small.modules():
+def compacted(model: nn.Module, present: Present, alive: Alive) -> nn.Module:
+    """An independent copy without the dead units and without our hooks. Nothing is folded, nothing else changes.
+
+    Args:
+        model: A network, whole or cut before.
+        present: What is still in its tensors.
+        alive: Group -> (units,).
+    """
+    small = _independent(model)
+    cut(small, present.stays(alive))
+    return small
+
+
+def restored(model: nn.Module, present: Present) -> nn.Module:
+    """An independent copy at the widths of the dense network, with zeros where something was cut."""
+    dense = _independent(model)
+    put(dense, {name: present.dense(name, tensor_of(dense, name).detach()) for name in present.left})
+    return dense
+
+
+def _independent(model: nn.Module) -> nn.Module:
+    """A copy without our hooks and without gradients."""
+    copied = independent_copy(model)
+    for module in copied.modules():
         for name, hooks in vars(module).items():
             if name.endswith("hooks") and isinstance(hooks, dict):
                 for key in [k for k, hook in hooks.items() if isinstance(hook, OwnHook)]:
                     del hooks[key]
-    for parameter in small.parameters():
+    for parameter in copied.parameters():
         parameter.grad = None
-    cut(small, graph, alive)
-    return small
+    return copied
 
 
 def _analogue(x: Tensor) -> Tensor:
@@ -47,13 +66,14 @@ def trial_cut(model: nn.Module, graph: Graph, example_input: Any, forward: Forwa
         DPAPError: A group cannot be cut; it is named, with the line of the model.
     """
     prunable = [g for g in graph.groups if g.protected is None and g.units > 1]
-    example = _two_samples(graph, example_input)
-    if prunable and (problem := _problem(model, graph, _half(graph, [g.name for g in prunable]), example, forward)):
-        for group in prunable:
-            own = _problem(model, graph, _half(graph, [group.name]), example, forward)
-            if own:
-                _refuse([group], own)
-        _refuse(prunable, problem)
+    example = two_samples(graph, example_input)
+    with unlisted(model):
+        if prunable and (problem := _problem(model, graph, _half(graph, [g.name for g in prunable]), example, forward)):
+            for group in prunable:
+                own = _problem(model, graph, _half(graph, [group.name]), example, forward)
+                if own:
+                    _refuse([group], own)
+            _refuse(prunable, problem)
 
 
 def _refuse(groups: Sequence[UnitGroup], problem: tuple[str, str]) -> None:
@@ -79,15 +99,16 @@ def _problem(
     """What goes wrong with a cut, and in which line; None if it equals the masked network."""
     call = forward or (lambda module, batch: module(batch))
     with torch.no_grad():
-        for analogue in (True, False):
+        # without neurons there is nothing to replace, and the second comparison would be the first again
+        for analogue in (True, False) if graph.neurons else (False,):
             for dtype in (torch.float64, None):
-                whole = _prepared(model, dtype)
+                whole = _uneven(_prepared(model, dtype))
                 batch = _cast(example, dtype)
-                masked, small = _prepared(model, dtype), compacted(whole, graph, alive)
+                masked, small = copy.deepcopy(whole), compacted(whole, Present.whole(whole, graph), alive)
                 _write_zeros(masked, graph, alive)
                 if analogue:
                     for module in (whole, masked, small):
-                        _without_neurons(module)
+                        replace_neurons(module, _analogue)
                 try:
                     call(whole, batch)
                 except Exception:
@@ -107,9 +128,35 @@ def _problem(
     return None
 
 
+def differing(model: nn.Module, small: nn.Module, example: Any, forward: Forward | None) -> tuple[str, str] | None:
+    """What is wrong with a smaller network, and in which line; None if it answers as the larger one does.
+
+    Neurons are replaced by smooth functions: a spike flips with the order of a sum.
+    """
+    call = forward or (lambda module, batch: module(batch))
+    with torch.no_grad(), unlisted(model):
+        pair = [_prepared(model, None), small.eval()]
+        for module in pair:
+            replace_neurons(module, _analogue)
+        try:
+            expected, found = (call(module, example) for module in pair)
+        except Exception as error:  # whatever the user's forward raises
+            return str(error).strip().splitlines()[0], model_line("".join(traceback.format_tb(error.__traceback__)))
+    return None if _close(expected, found, 1e-4) else ("it would answer differently.", "")
+
+
 def _prepared(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    module = copy.deepcopy(model).eval()
+    module = independent_copy(model).eval()
     return module if dtype is None else module.to(dtype)
+
+
+def _uneven(model: nn.Module) -> nn.Module:
+    """Entries that are all equal, often 0 or 1 in a fresh norm, would hide a wrong order, or all that comes behind."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        leaf = name.rpartition(".")[2]
+        if tensor.dim() == 1 and tensor.is_floating_point() and len(tensor) > 1 and bool((tensor == tensor[0]).all()):
+            tensor.copy_(torch.linspace(0.5, 1.5, len(tensor)) * (0.1 if "bias" in leaf or "mean" in leaf else 1.0))
+    return model
 
 
 def _cast(example: Any, dtype: torch.dtype | None) -> Any:
@@ -121,17 +168,12 @@ def _cast(example: Any, dtype: torch.dtype | None) -> Any:
 
 def _write_zeros(model: nn.Module, graph: Graph, alive: Alive) -> None:
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, dead in dead_masks(parameters, graph, alive, {}).items():
+    for name, dead in dead_masks(parameters, Present.whole(model, graph), alive, {}).items():
         parameters[name].masked_fill_(dead, 0)
 
 
-def _without_neurons(model: nn.Module) -> None:
-    for module in model.modules():
-        if neuron_info(module) is not None:
-            module.forward = _analogue
-
-
-def _two_samples(graph: Graph, example: Any) -> Any:
+def two_samples(graph: Graph, example: Any) -> Any:
+    """Two samples of a batch, where it is one tensor: one could hide an order, more cost time."""
     if not isinstance(example, Tensor) or not graph.layers:
         return example
     first = next((layer.pre for layer in graph.layers if layer.pre is not None), None)

@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpap.errors import DPAPError
-from dpap.graph.group import Graph
 from dpap.hooks import OwnHook
-from dpap.pruning.slice import Alive, dead_entries
+from dpap.pruning.slice import Alive, Present, dead_entries
 
 
 def dead_masks(
-    parameters: Mapping[str, Tensor], graph: Graph, alive: Alive, synapses: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor], present: Present, alive: Alive, synapses: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Which entries of which parameters are dead: name -> bool, True = dead; parameters without any are left out.
 
     Args:
         parameters: The model's, by name.
-        graph: Its groups.
+        present: What they still hold of the dense network.
         alive: Group name -> (units,).
-        synapses: Weight name -> (O, I), True = alive.
+        synapses: Weight name -> (O, I) of the dense network, True = alive.
     """
+    graph = present.graph
     masks: dict[str, Tensor] = {}
     unmasked = {
         s.tensor for g in graph.groups for s in (*g.producers, *g.consumers) if not s.masked
@@ -40,16 +40,17 @@ def dead_masks(
     for name, axes in dead_entries(graph, alive).items():
         if name in unmasked:
             continue
-        dead = torch.zeros_like(parameters[name], dtype=torch.bool)
+        dead = torch.zeros(present.shapes[name], dtype=torch.bool, device=parameters[name].device)
         for axis, entries in axes.items():
             dead.index_fill_(axis, entries.to(dead.device), True)
         masks[name] = dead
     for name, living in synapses.items():
         if not bool(living.all()):
-            weight = parameters[name]
-            dead = (~living).reshape(*living.shape, *[1] * (weight.dim() - 2)).expand_as(weight).to(weight.device)
+            shape = present.shapes[name]
+            dead = (~living).reshape(*living.shape, *[1] * (len(shape) - 2)).expand(shape).to(parameters[name].device)
             masks[name] = masks[name] | dead if name in masks else dead.contiguous()
-    return masks
+    masks = {name: present.cut(name, dead) for name, dead in masks.items()}
+    return {name: dead for name, dead in masks.items() if bool(dead.any())}
 
 
 class MaskKeeper:
@@ -126,7 +127,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _bits(parameter: Tensor, dead: Tensor) -> Tensor:
     """All bits set where alive, none where dead, as integers of the parameter's size."""
-    return (~dead).to(_INTEGERS[parameter.element_size()]).neg_()
+    keep = torch.empty_like(parameter, dtype=_INTEGERS[parameter.element_size()])  # in the same memory format
+    return keep.copy_(~dead).neg_()
 
 
 def _strike(tensor: Tensor, keep: Tensor) -> None:

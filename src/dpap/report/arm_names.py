@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-IGNORED = frozenset({"seed", "control", "recipe", "test_each_epoch"})
-"""Settings on which no result depends, and the seed, over which results are averaged."""
+IGNORED = frozenset({"seed", "control", "recipe", "test_each_epoch", "development.shrink"})
+"""Settings on which no result depends beyond rounding, and the seed, over which results are averaged."""
 SAME = {
     "data.name": "The runs are of different data sets",
     "data.path": "The runs are of different data sets",

@@ -129,7 +129,8 @@ def _what(files: RunFiles) -> str:
     run = files.history.run
     neuron = str(files.setting("model.neuron", ""))
     steps = files.setting("model.num_steps", 1)
-    parts = [_network_words(files)]
+    width = files.setting("model.width", 1)
+    parts = [_network_words(files) + (f" at width {width:g}" if width != 1 else "")]
     parts.append(f"{NEURONS.get(neuron, neuron)}" + (f", {steps} time steps" if steps != 1 else ""))
     parts.append(f"data set {files.setting('data.name', MISSING)}, {run.samples:,} training samples")
     parts.append(f"rule {run.rule}")
@@ -424,7 +425,7 @@ def _activity(files: RunFiles) -> str:
     control = files.control.result if files.control is not None else None
     before = {item.name: item for item in control.neurons} if control is not None else {}
     keys = [("run", "this run")] + ([("control", "control")] if before else [])
-    spiking = files.setting("model.neuron") != "relu"
+    spiking = files.setting("model.neuron", "relu") != "relu"
     what = "Firing rate" if spiking else "Share of outputs above 0"
     note = "Mean spikes of a living neuron in one time step" if spiking else "Mean over the living units"
     rates = [_activity_row(item, before, lambda n: n.rate, number) for item in result.neurons]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpap.config import Config, DataConfig, DevelopmentConfig, ModelConfig, OptimizerConfig
+from dpap.config import Config, DataConfig, DevelopmentConfig, OptimizerConfig
 from dpap.data import Dataset, DataSpec, Split, load_dataset
 from dpap.data.augment import Augment
 from dpap.data.spec import chosen_share, unit_range
@@ -132,6 +132,7 @@ class Run:
             observe_every=settings.observe_every,
             seed=derived_seed(self.config.seed, "development"),
             ema=None if self.averaged is None else self.averaged.module,
+            shrink=cast(Any, settings.shrink),
         )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -327,7 +328,7 @@ def make_rule(settings: DevelopmentConfig) -> Rule:
         return RULES[settings.rule]()
     given: dict[str, Any] = {"kappa_unit": settings.kappa_unit, "kappa_synapse": settings.kappa_synapse}
     if settings.unit_score is not None or settings.synapse_score is not None:
-        given["score"] = per_kind(unit=settings.unit_score or "bcm", synapse=settings.synapse_score or "bcm")
+        given["score"] = per_kind(unit=settings.unit_score or "spine", synapse=settings.synapse_score or "spine")
     return dpap(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -381,10 +382,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
 def make_model(config: Config, data: Dataset) -> nn.Module:
     """The dense network with the initial weights of the seed."""
-    settings = {item.name: getattr(config.model, item.name) for item in fields(ModelConfig)}
-    name: str = settings.pop("name")
     seed_global(config.seed, "init")
-    return build(name, shape=data.spec.shape, classes=len(data.spec.classes), **settings)
+    spec, settings = data.spec, config.model
+    return build(settings.name, shape=spec.shape, classes=len(spec.classes), **settings.arguments())
 
 
 def make_optimizer(model: nn.Module, settings: OptimizerConfig) -> torch.optim.Optimizer:

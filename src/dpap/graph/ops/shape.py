@@ -1,0 +1,470 @@
+"""Operators that move entries: every index is followed to where it lands."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from dpap.graph.front import Value, Walk, model_line, plain
+from dpap.graph.group import IntArray
+from dpap.graph.op_rules import elementwise, op_rule, out_shape
+from dpap.graph.ops.elementwise import tie_axis
+
+
+@op_rule(
+    "aten.view.default",
+    "aten.reshape.default",
+    "aten._unsafe_view.default",
+    "aten.flatten.using_ints",
+    "aten.unflatten.int",
+    "aten.squeeze.default",
+    "aten.squeeze.dim",
+    "aten.squeeze.dims",
+    "aten.unsqueeze.default",
+    "aten.view_as.default",
+    "aten.reshape_as.default",
+)
+def _reshape(walk: Walk, node: Any, x: Value, *rest: Any) -> Value:
+    """Row-major reshape: follow every index along every axis to where it lands."""
+    x = walk.own(x)
+    out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
+    out.shape = out_shape(node)
+    out.units = [None] * len(out.shape)
+    out.marks = [{} for _ in out.shape]
+    out.divisor = None if x.divisor is None else x.divisor.reshape(out.shape)
+    for source, target in _blocks(x.shape, out.shape):
+        for axis in source:
+            for name, index in x.marks[axis].items():
+                _land_mark(out, target, name, _along(index, source, axis, x.shape))
+            ids = x.units[axis]
+            if ids is not None:
+                land(walk, out, target, _along(ids, source, axis, x.shape), key=f"{node.name} {axis}")
+                if len(source) > 1:
+                    walk.folds.append((ids, model_line(node.stack_trace)))
+    return out
+
+
+def _along(index: IntArray, source: list[int], axis: int, shape: tuple[int, ...]) -> IntArray:
+    """The index along one axis, for every element of the block in row-major order."""
+    view = index.reshape([-1 if a == axis else 1 for a in source])
+    return np.broadcast_to(view, [shape[a] for a in source]).reshape(-1)
+
+
+def _lines(shape: tuple[int, ...], target: list[int], index: IntArray) -> dict[int, IntArray]:
+    """Axis of the target -> (size, rest): the index along it, for every place along the others."""
+    block = index.reshape([shape[a] for a in target])
+    return {a: np.moveaxis(block, position, 0).reshape(shape[a], -1) for position, a in enumerate(target)}
+
+
+def _land_mark(out: Value, target: list[int], name: str, index: IntArray) -> None:
+    """A mark stays on the axis along which alone it varies, if there is one."""
+    lines = _lines(out.shape, target, index)
+    single = [a for a in target if out.shape[a] == 1] if (index == index[:1]).all() else []  # one index stays one
+    for axis, line in lines.items():
+        if axis == single[0] if single else len(target) == 1 or (out.shape[axis] > 1 and (line == line[:, :1]).all()):
+            out.marks[axis] = {**out.marks[axis], name: line[:, 0]}
+            return
+
+
+def land(walk: Walk, out: Value, target: list[int], ids: IntArray, key: str) -> None:
+    """Put units on the axis along which alone they vary; where they vary along several, one is chosen and the units
+    along the others are tied.
+
+    Args:
+        ids: One for each element of the target axes, in row-major order.
+        key: Names the choice.
+    """
+    lines = _lines(out.shape, target, ids)
+    wide = {axis: line for axis, line in lines.items() if out.shape[axis] > 1} or dict(list(lines.items())[:1])
+    if not wide:
+        walk.protect(ids, "its axis is squeezed away")
+        return
+    axis = next((a for a, line in wide.items() if (line == line[:, :1]).all()), None)
+    if axis is None:
+        axis = walk.splits.choose(key, {a: out.shape[a] for a in wide}, {a: line[:, 0] for a, line in wide.items()})
+        walk.tie(wide[axis], wide[axis][:, :1])
+        for other in wide:
+            if other != axis:
+                mark = walk.splits.mark(key, other)
+                out.marks[other] = {**out.marks[other], mark: np.arange(out.shape[other])}
+    if out.units[axis] is None:
+        out.units[axis] = wide[axis][:, 0]
+    else:
+        for several in (ids, out.units[axis]):
+            walk.protect(several, "a reshape folds two axes of units into one")
+
+
+def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Runs of axes with equal products, as short as can be: (2, 3, 4) -> (2, 12) gives ([0], [0]) and ([1, 2], [1])."""
+    blocks, i, j = [], 0, 0
+    while i < len(before) or j < len(after):
+        source, target = list(range(i, min(i + 1, len(before)))), list(range(j, min(j + 1, len(after))))
+        while (p := math.prod(before[a] for a in source)) != (q := math.prod(after[a] for a in target)):
+            if p < q:
+                source.append(source[-1] + 1 if source else i)
+            else:
+                target.append(target[-1] + 1 if target else j)
+        i, j = i + len(source), j + len(target)
+        blocks.append((source, target))
+    return blocks
+
+
+@op_rule("aten.permute.default")
+def _permute(walk: Walk, node: Any, x: Value, order: Sequence[int]) -> Value:
+    x = walk.own(x)
+    out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
+    out.shape = out_shape(node)
+    out.units = [x.units[d] for d in order]
+    out.marks = [x.marks[d] for d in order]
+    out.divisor = None if x.divisor is None else x.divisor.transpose([d % len(order) for d in order])
+    return out
+
+
+@op_rule("aten.t.default", "aten.numpy_T.default", "aten.mT.default")
+def _turned(walk: Walk, node: Any, x: Value) -> Value:
+    order = list(range(len(x.shape)))
+    swapped = order[::-1] if "mT" not in str(node.target) else [*order[:-2], order[-1], order[-2]]
+    return _permute(walk, node, x, swapped)
+
+
+@op_rule("aten.movedim.int")
+def _movedim(walk: Walk, node: Any, x: Value, source: int, target: int) -> Value:
+    order = list(range(len(x.shape)))
+    order.insert(target % len(order), order.pop(source % len(order)))
+    return _permute(walk, node, x, order)
+
+
+@op_rule("aten.transpose.int", "aten.swapaxes.default")
+def _transpose(walk: Walk, node: Any, x: Value, a: int, b: int) -> Value:
+    order = list(range(len(x.shape)))
+    order[a], order[b] = order[b], order[a]
+    return _permute(walk, node, x, order)
+
+
+@op_rule("aten.expand.default", "aten.expand_as.default")
+def _expand(walk: Walk, node: Any, x: Value, size: Sequence[int], **options: Any) -> Value:
+    """Every axis that is made or stretched gets a mark of its own: it may turn out to be time."""
+    x = walk.own(x)
+    out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
+    out.shape = out_shape(node)
+    new = len(out.shape) - len(x.shape)
+    out.units = [*[None] * new, *x.units]
+    out.marks = [{} for _ in range(new)] + list(x.marks)
+    for axis in range(len(out.shape)):
+        if axis < new or x.shape[axis - new] != out.shape[axis]:
+            out.marks[axis] = {walk.new_mark(): np.arange(out.shape[axis])}
+            walk.protect(out.units[axis], "a single unit is repeated")
+            out.units[axis] = None
+    out.divisor = None if x.divisor is None else np.broadcast_to(x.divisor, out.shape)
+    return out
+
+
+@op_rule("aten.repeat.default")
+def _repeat(walk: Walk, node: Any, x: Value, times: Sequence[int]) -> Value:
+    new = len(times) - len(x.shape)
+    shape = (1,) * new + x.shape
+    if all(t == 1 or s == 1 for t, s in zip(times, shape, strict=True)):
+        return _expand(walk, node, x, out_shape(node))
+    walk.protect_value(x, "repeated along its own axis")
+    return plain(out_shape(node))
+
+
+@op_rule("aten.select.int")
+def _select(walk: Walk, node: Any, x: Value, axis: int, index: int) -> Value:
+    axis %= len(x.shape)
+    walk.picks[node] = (node.args[0], index % x.shape[axis], x.marks[axis])
+    walk.protect(x.units[axis], "single units are selected by number")
+    out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
+    out.shape = tuple(size for a, size in enumerate(x.shape) if a != axis)
+    out.units = [u for a, u in enumerate(x.units) if a != axis]
+    out.marks = [m for a, m in enumerate(x.marks) if a != axis]
+    out.divisor = None if x.divisor is None else np.take(x.divisor, index, axis)
+    return out
+
+
+@op_rule("aten.unbind.int")
+def _unbind(walk: Walk, node: Any, x: Value, axis: int = 0) -> tuple[Value, ...]:
+    parts = tuple(_select(walk, node, x, axis, index) for index in range(x.shape[axis]))
+    del walk.picks[node]
+    for user in node.users:  # getitem(unbind, index)
+        walk.picks[user] = (node, user.args[1], x.marks[axis])
+    return parts
+
+
+@op_rule("aten.stack.default")
+def _stack(walk: Walk, node: Any, values: Sequence[Value], axis: int = 0) -> Value:
+    """Tied along every axis of theirs; the new axis carries no units. What is made step by step has its time back."""
+    inner = plain(values[0].shape)
+    for k in range(len(inner.shape)):
+        tie_axis(walk, inner, k, [(value, k) for value in values])
+    inner.nonnegative = all(value.nonnegative for value in values)
+    inner.awaiting = frozenset().union(*(value.awaiting for value in values))
+    axis %= len(inner.shape) + 1
+    out = _with_new_axis(inner, axis, len(values))
+    out.marks[axis] = _marks_of_steps(walk, node.args[0])
+    divisors = [value.divisor for value in values if value.divisor is not None]
+    if len(divisors) == len(values):
+        out.divisor = np.stack(divisors, axis)
+    return out
+
+
+def _marks_of_steps(walk: Walk, nodes: Sequence[Any]) -> dict[str, IntArray]:
+    """The marks of an axis of which node k is made of index k, and of earlier ones at most (a state); else none."""
+    steps: dict[Any, list[int]] = {}
+    marks: dict[Any, dict[str, IntArray]] = {}
+    for node in nodes:
+        latest: dict[Any, int] = {}
+        todo, seen = [node], set()
+        while todo:
+            behind = todo.pop()
+            if behind in seen:
+                continue
+            seen.add(behind)
+            if behind in walk.picks:
+                source, index, marks[source] = walk.picks[behind]
+                latest[source] = max(index, latest.get(source, index))
+            else:
+                todo.extend(behind.all_input_nodes)
+        for source, index in latest.items():
+            steps.setdefault(source, []).append(index)
+    order = list(range(len(nodes)))
+    return {
+        name: index
+        for source, found in steps.items()
+        if found == order
+        for name, index in marks[source].items()
+        if len(index) == len(order)
+    }
+
+
+def _with_new_axis(x: Value, axis: int, size: int) -> Value:
+    out = elementwise(x, nonnegative=x.nonnegative)
+    out.shape = (*x.shape[:axis], size, *x.shape[axis:])
+    out.units.insert(axis, None)
+    out.marks.insert(axis, {})
+    return out
+
+
+@op_rule("<built-in function getitem>")
+def _getitem(walk: Walk, node: Any, value: Any, index: Any) -> Any:
+    return value[index]
+
+
+# pieces and joints ----------------------------------------------------------------------------------------------------
+
+
+@op_rule("aten.cat.default")
+def _cat(walk: Walk, node: Any, values: Sequence[Value], axis: int = 0) -> Value:
+    """Along the axis units lie one after the other; along all others they are tied."""
+    shape = out_shape(node)
+    axis %= len(shape)
+    values = [walk.own(value) for value in values if len(value.shape) == len(shape)]
+    out = plain(shape)
+    for k in range(len(shape)):
+        if k != axis:
+            tie_axis(walk, out, k, [(value, k) for value in values])
+        elif any(value.units[k] is not None for value in values):
+            out.units[k] = np.concatenate([_ids(value, k) for value in values])
+    out.nonnegative = all(value.nonnegative for value in values)
+    out.awaiting = frozenset().union(*(value.awaiting for value in values))
+    divisors = [value.divisor for value in values if value.divisor is not None]
+    if len(divisors) == len(values):
+        out.divisor = np.concatenate(divisors, axis)
+    return out
+
+
+def _ids(x: Value, axis: int) -> IntArray:
+    """Units along an axis; -1 where there are none."""
+    ids = x.units[axis]
+    return np.full(x.shape[axis], -1) if ids is None else ids
+
+
+@op_rule("aten.chunk.default")
+def _chunk(walk: Walk, node: Any, x: Value, chunks: int, axis: int = 0) -> tuple[Value, ...]:
+    size = -(-x.shape[axis] // chunks)
+    return _split(walk, node, x, size, axis)
+
+
+@op_rule("aten.split.Tensor", "aten.split_with_sizes.default", "aten.split.sizes")
+def _split(walk: Walk, node: Any, x: Value, sizes: int | Sequence[int], axis: int = 0) -> tuple[Value, ...]:
+    """Equal pieces of units are tied, for they stay equal only together; unequal ones are cut by number."""
+    x, axis = walk.own(x), axis % len(x.shape)
+    total = x.shape[axis]
+    if isinstance(sizes, int):
+        sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+    ids = x.units[axis]
+    if ids is not None and len(sizes) > 1:
+        _tie_pieces(walk, ids, sizes)
+    starts = np.cumsum([0, *sizes])
+    return tuple(_piece(x, axis, slice(int(a), int(b))) for a, b in pairwise(starts))
+
+
+def _tie_pieces(walk: Walk, ids: IntArray, sizes: Sequence[int]) -> None:
+    if len(set(sizes)) > 1 or sizes[0] == 1:
+        walk.protect(ids, "single units are selected by number")
+        return
+    pieces = ids.reshape(len(sizes), -1)
+    walk.tie(pieces, pieces[:1])
+
+
+def _piece(x: Value, axis: int, part: slice) -> Value:
+    out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
+    ids = x.units[axis]
+    out.units[axis] = None if ids is None else ids[part]
+    out.marks[axis] = {name: index[part] for name, index in x.marks[axis].items()}
+    size = len(range(*part.indices(x.shape[axis])))
+    out.shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+    where = (*[slice(None)] * axis, part)
+    out.divisor = None if x.divisor is None else np.broadcast_to(x.divisor, x.shape)[where]
+    return out
+
+
+@op_rule("aten.slice.Tensor")
+def _slice(
+    walk: Walk, node: Any, x: Value, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Value:
+    """One of several equal pieces of units ties them all, as `chunk` does."""
+    x, axis = walk.own(x), axis % len(x.shape)
+    total = x.shape[axis]
+    part = slice(start, end, step)
+    first, last, _ = part.indices(total)
+    size, ids = len(range(first, last, step)), x.units[axis]
+    if ids is not None and size < total:
+        equal = step == 1 and size > 0 and total % size == 0 and first % size == 0
+        _tie_pieces(walk, ids, [size] * (total // size) if equal else [size, total - size, 0])
+    return _piece(x, axis, part)
+
+
+@op_rule("aten.roll.default", "aten.flip.default")
+def _moved(walk: Walk, node: Any, x: Value, *rest: Any) -> Value:
+    dims = rest[-1] if "flip" in str(node.target) or len(rest) > 1 else range(len(x.shape))
+    out = elementwise(walk.own(x), nonnegative=x.nonnegative)
+    for axis in dims:
+        walk.protect(x.units[axis], "moved along its own axis")
+        out.marks[axis] = {}
+    if x.divisor is not None and len(np.unique(x.divisor)) == 1:
+        out.divisor = x.divisor
+    return out
+
+
+@op_rule("aten.pad.default", "aten.constant_pad_nd.default")
+@op_rule(*(f"aten.{kind}_pad{dims}d.default" for kind in ("reflection", "replication") for dims in (1, 2, 3)))
+def _pad(walk: Walk, node: Any, x: Value, widths: Sequence[int], *rest: Any, **options: Any) -> Value:
+    """What is added along an axis of units is no unit."""
+    out = elementwise(walk.own(x), nonnegative=False)
+    x = out
+    out = dataclasses.replace(out, units=list(out.units), marks=list(out.marks), shape=out_shape(node))
+    for pair in range(len(widths) // 2):
+        before, after = widths[2 * pair], widths[2 * pair + 1]
+        axis = len(x.shape) - 1 - pair
+        ids = x.units[axis]
+        if before or after:
+            out.marks[axis] = {}
+            if ids is not None and min(before, after) >= 0:
+                out.units[axis] = np.pad(ids, (before, after), constant_values=-1)
+            elif ids is not None:
+                out.units[axis] = None
+                walk.protect(ids, "single units are selected by number")
+    return out
+
+
+@op_rule("aten.pixel_shuffle.default")
+def _pixel_shuffle(walk: Walk, node: Any, x: Value, factor: int) -> Value:
+    """r * r channels make one: they are tied."""
+    out = elementwise(x, nonnegative=x.nonnegative)
+    out.shape = out_shape(node)
+    ids = x.units[-3]
+    if ids is not None:
+        squares = ids.reshape(-1, factor * factor)
+        walk.tie(squares, squares[:, :1])
+        out.units[-3] = squares[:, 0]
+    return _space_rearranged(walk, x, out)
+
+
+@op_rule("aten.pixel_unshuffle.default")
+def _pixel_unshuffle(walk: Walk, node: Any, x: Value, factor: int) -> Value:
+    out = elementwise(x, nonnegative=x.nonnegative)
+    out.shape = out_shape(node)
+    ids = x.units[-3]
+    out.units[-3] = None if ids is None else np.repeat(ids, factor * factor)
+    return _space_rearranged(walk, x, out)
+
+
+def _space_rearranged(walk: Walk, x: Value, out: Value) -> Value:
+    for axis in (-1, -2):
+        walk.protect(x.units[axis], "moved along its own axis")
+        out.units[axis] = None
+    out.marks[-3:] = [{}, {}, {}]
+    return out
+
+
+@op_rule("aten.channel_shuffle.default")
+def _channel_shuffle(walk: Walk, node: Any, x: Value, groups: int) -> Value:
+    """(groups, rest) turned round: as a reshape, a transposition and a reshape would."""
+    ids = x.units[1]
+    out = elementwise(x, nonnegative=x.nonnegative)
+    out.marks[1] = {}
+    if ids is not None:
+        split = plain((groups, x.shape[1] // groups))
+        land(walk, split, [0, 1], ids, key=node.name)
+        for axis, carried in enumerate(split.units):
+            if carried is not None:
+                line = carried.reshape([-1 if a == axis else 1 for a in (1, 0)])
+                out.units[1] = np.broadcast_to(line, split.shape[::-1]).reshape(-1)
+    if x.divisor is not None and len(np.unique(x.divisor)) == 1:
+        out.divisor = x.divisor
+    return out
+
+
+@op_rule("aten.repeat_interleave.self_int")
+def _repeat_interleave(walk: Walk, node: Any, x: Value, times: int, axis: int | None = None, **options: Any) -> Value:
+    x = walk.own(x)
+    if axis is None:
+        walk.protect_value(x, "repeated along its own axis")
+        return plain(out_shape(node))
+    out = elementwise(x, nonnegative=x.nonnegative, spikes=True)
+    out.shape = out_shape(node)
+    ids = x.units[axis]
+    out.units[axis] = None if ids is None else np.repeat(ids, times)
+    out.marks[axis] = {name: np.repeat(index, times) for name, index in x.marks[axis].items()}
+    out.divisor = None if x.divisor is None else np.repeat(np.broadcast_to(x.divisor, x.shape), times, axis)
+    return out
+
+
+@op_rule("aten.embedding.default")
+def _embedding(walk: Walk, node: Any, weight: Value, index: Any, *rest: Any) -> Value:
+    out = plain(out_shape(node))
+    out.units[-1] = walk.own(weight).units[-1]
+    return out
+
+
+@op_rule("aten.index.Tensor", "aten.index_select.default", "aten.gather.default", "aten.take_along_dim.default")
+def _index(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
+    """Entries picked by a tensor of places; only what is picked along the first axis leaves the others as they are."""
+    x = walk.own(x)
+    out = plain(out_shape(node))
+    leading = str(node.target) == "aten.index.Tensor" and len(rest[0]) == 1
+    for axis, ids in enumerate(x.units):
+        if leading and axis > 0:
+            place = axis - len(x.shape) + len(out.shape)
+            out.units[place], out.marks[place] = ids, x.marks[axis]
+        else:
+            walk.protect(ids, "single units are selected by number")
+    out.nonnegative, out.awaiting = x.nonnegative, x.awaiting
+    return out
+
+
+@op_rule(*(f"aten.{name}_like.default" for name in ("zeros", "ones", "full", "empty", "rand", "randn")))
+def _like(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
+    """As wide as its model, and nobody's activity."""
+    return dataclasses.replace(elementwise(x), awaiting=frozenset())
+
+
+@op_rule(*(f"aten.new_{name}.default" for name in ("zeros", "ones", "full", "empty")))
+def _new(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
+    return plain(out_shape(node))

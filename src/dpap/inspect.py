@@ -1,0 +1,205 @@
+"""What `dpap inspect` says of a network: what must shrink together, what may, and what each layer costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor, nn
+
+from dpap.graph.front import Unknown, find_groups
+from dpap.graph.group import Graph, TensorSlice, UnitGroup
+from dpap.metrics import count_macs, count_parameters, count_synapses
+from dpap.survival import unit_floor
+
+MOST = 8  # names in a list of a table; the JSON form has them all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCost:
+    """One weight, all its calls together."""
+
+    name: str
+    """Path of the module."""
+    kind: str
+    weight: str
+    shape: tuple[int, ...]
+    weights: int
+    macs: int
+    """Multiply-accumulates per sample, all steps, padding counted."""
+    steps: int
+    """Executions per sample."""
+    reads: str
+    """"spikes", whose operations are at most the MACs, or "values"."""
+    group: str
+    """Whose units it makes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Of the whole network, per sample."""
+
+    weights: int
+    """Of convolutions and linear layers."""
+    macs: int
+    parameters: int
+    least_macs: int
+    """If every group that may shrink were at its floor."""
+    least_parameters: int
+    steps: int
+    """T; 1 without time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What was found."""
+
+    name: str
+    input: tuple[int, ...] | None
+    """Shape of the example; None where it is not one tensor."""
+    graph: Graph
+    layers: tuple[LayerCost, ...]
+    totals: Totals
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: the groups with every slice of every tensor, and the costs."""
+        return {
+            "model": self.name,
+            "input": self.input,
+            "groups": [group.to_json() for group in self.graph.groups],
+            "layers": [asdict(layer) for layer in self.layers],
+            "totals": asdict(self.totals),
+        }
+
+
+def inspect(model: nn.Module, example: Any, *, name: str = "", unknown: str = "refuse") -> Inspection:
+    """Find the groups and count the costs; nothing is trained, and the network stays as it is.
+
+    Args:
+        model: Any network that `find_groups` takes.
+        example: One batch of its input.
+        name: What to call it.
+        unknown: What to do with an operator that has no rule; as of `find_groups`.
+
+    Raises:
+        DPAPError: As `find_groups`.
+    """
+    graph = find_groups(model, example, unknown=cast(Unknown, unknown))  # which refuses another word
+    least = {group.name: _least(group) for group in graph.groups}
+    totals = Totals(
+        weights=count_synapses(graph),
+        macs=count_macs(graph),
+        parameters=count_parameters(model, graph),
+        least_macs=count_macs(graph, least),
+        least_parameters=count_parameters(model, graph, least),
+        steps=graph.num_steps,
+    )
+    shape = tuple(example.shape) if isinstance(example, Tensor) else None
+    return Inspection(name=name, input=shape, graph=graph, layers=tuple(_costs(model, graph)), totals=totals)
+
+
+def _least(group: UnitGroup) -> Tensor:
+    """Who lives when the group is at its floor; all of them where it is protected."""
+    return torch.arange(group.units) < (group.units if group.protected else unit_floor(group.units))
+
+
+def _costs(model: nn.Module, graph: Graph) -> Iterator[LayerCost]:
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    calls: dict[str, list[Any]] = {}
+    for layer in graph.layers:
+        calls.setdefault(layer.weight, []).append(layer)
+    for weight, layers in calls.items():
+        first = layers[0]
+        yield LayerCost(
+            name=first.name,
+            kind=first.kind,
+            weight=weight,
+            shape=tuple(weights[weight].shape),
+            weights=weights[weight].numel(),
+            macs=count_macs(replace(graph, layers=tuple(layers))),
+            steps=sum(layer.steps for layer in layers),
+            reads="values" if any(layer.spike_divisor is None for layer in layers) else "spikes",
+            group=first.out_group,
+        )
+
+
+# in print -----------------------------------------------------------------------------------------------------------
+
+
+def tables(found: Inspection) -> Group:
+    """For a terminal: groups, layers, totals."""
+    title = escape(found.name)
+    title += "" if found.input is None else f", input {' x '.join(map(str, found.input))}"
+    title += f", {found.totals.steps} steps" if found.totals.steps > 1 else ""
+    return Group(title, "", _groups(found.graph), "", _layers(found), "", _totals(found))
+
+
+def _groups(graph: Graph) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("group", overflow="fold")
+    table.add_column("units", justify="right", no_wrap=True)
+    table.add_column("")
+    for group in graph.groups:
+        state = f"[yellow]protected[/]: {escape(group.protected)}" if group.protected else "[green]prunable[/]"
+        said = (
+            ("made by", _owners(group.producers)),
+            ("read by", _owners(group.consumers)),
+            ("seen at", _names(str(site) for site in group.sites)),
+        )
+        lines = [state, *(f"{title} {names}" for title, names in said if names)]
+        table.add_row(escape(group.name), str(group.units), "\n".join(lines))
+    return table
+
+
+def _owners(pieces: Sequence[TensorSlice]) -> str:
+    return _names(piece.tensor.rpartition(".")[0] or piece.tensor for piece in pieces)
+
+
+def _names(names: Iterable[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - MOST} more" if len(distinct) > MOST else ""
+    return escape(", ".join(distinct[:MOST])) + more
+
+
+def _layers(found: Inspection) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("weight", justify="right", overflow="fold")
+    for heading in ("weights", "share", "MACs", "share"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    timed = found.totals.steps > 1
+    if timed:
+        table.add_column("reads", no_wrap=True)
+    for layer in found.layers:
+        table.add_row(
+            escape(layer.name),
+            "x".join(map(str, layer.shape)),
+            f"{layer.weights:,}",
+            _share(layer.weights, found.totals.weights),
+            f"{layer.macs:,}",
+            _share(layer.macs, found.totals.macs),
+            *([layer.reads] if timed else []),
+        )
+    return table
+
+
+def _totals(found: Inspection) -> Table:
+    table = Table("in all", box=None, pad_edge=False)
+    for heading in ("dense", "at the floors", "may go"):
+        table.add_column(heading, justify="right")
+    totals = found.totals
+    for title, dense, least in (
+        ("MACs per sample", totals.macs, totals.least_macs),
+        ("parameters", totals.parameters, totals.least_parameters),
+    ):
+        table.add_row(title, f"{dense:,}", f"{least:,}", _share(dense - least, dense))
+    return table
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
