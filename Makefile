@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup demo test lint bench format clean
+.PHONY: setup foreign demo test lint bench format clean
 
 setup: $(STAMP)
 
@@ -12,6 +12,14 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Other libraries' networks, for the tests that prune them; the tests skip without. Not their dependencies: those would
+# fetch another build of PyTorch.
+foreign: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+	    timm spikingjelly snntorch torchvision torch-pruning
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	    h5py huggingface_hub loguru matplotlib pyyaml requests scipy tqdm
 
 demo: setup
 	$(BIN)/dpap train
@@ -31,6 +39,7 @@ format: setup
 bench: setup
 	$(BIN)/python benchmarks/development.py
 	$(BIN)/python benchmarks/neurons.py
+	$(BIN)/python benchmarks/shrinking.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .coverage

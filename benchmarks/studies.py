@@ -225,10 +225,9 @@ def mnist_2fc() -> Iterator[Arm]:
 
 
 def cifar10_small() -> Iterator[Arm]:
-    """CIFAR-10, 5,000 training images, 3 epochs of 6Conv2FC at a quarter of its width, T = 4: it runs end to end.
-    Synapses are scored by `bcm`."""
+    """CIFAR-10, 5,000 training images, 3 epochs of 6Conv2FC at a quarter of its width, T = 4: it runs end to end."""
     base = change(replace(whole("cifar10-snn-small"), epochs=3), data={"limit": 5_000})
-    smaller = pruned(base, {"connectivity": 0.25, "macs": 0.50}, synapse_score=BETWEEN)
+    smaller = pruned(base, {"connectivity": 0.25, "macs": 0.50})
     yield from seeded("cifar10-small", "control", control(base), 1)
     yield from seeded("cifar10-small", "dpap-75", smaller, 1)
 

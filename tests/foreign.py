@@ -1,7 +1,10 @@
-"""Libraries that only the tests use. Each function skips the test where its library is not installed."""
+"""Libraries that only the tests use (`make foreign`). Each function skips the test where its library is not installed,
+and fails with DPAP_REQUIRE_FOREIGN=1."""
 
 from __future__ import annotations
 
+import importlib
+import os
 import warnings
 from types import ModuleType
 
@@ -50,4 +53,6 @@ def torch_pruning() -> ModuleType:
 def _imported(name: str) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what they warn of when imported is not ours to fix
-        return pytest.importorskip(name, exc_type=ImportError)
+        if os.environ.get("DPAP_REQUIRE_FOREIGN") == "1":
+            return importlib.import_module(name)
+        return pytest.importorskip(name, reason="make foreign", exc_type=ImportError)

@@ -29,7 +29,7 @@ from dpap.plasticity import Kind, Stats
 from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed
 from dpap.pruning.compact import compacted, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
-from dpap.pruning.shrink import Shrink, Shrinker, check_optimizers, rounded, worthwhile
+from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers, rounded, worthwhile
 from dpap.rules import Rule, Sums, costly_sums, resolve
 from dpap.schedule import RateWatch, Schedule
 from dpap.scores import Score, needs
@@ -128,6 +128,7 @@ class DPAP:
     ) -> None:
         if shrink not in ("auto", "never", "always"):
             raise DPAPError(f"shrink={shrink!r}.", fix='choose "auto", "never" or "always".')
+        check_bare(model)
         self.rule = resolve(rule, score=score)
         self.schedule = Schedule(
             total_steps=total_steps,
@@ -482,6 +483,8 @@ class DPAP:
                 "compiled model skips hooks that were added after its first call).",
             )
         weight = self._dense_weight(layer.weight)
+        if layer.transposed:
+            weight = weight.transpose(0, 1)
         if not all(bool(total.isfinite().all()) for total in sums.sums.values()):
             raise self._not_finite(layer, "activity seen there holds")
         stats = sums.stats(layer.name, kind, self.seed, weight, alive.to(weight.device))
@@ -580,11 +583,21 @@ class DPAP:
         units = self.alive if self.shrink == "always" else rounded(self.alive, present)
         left = self._passes * (self.total_steps - self.steps_taken) / self.steps_taken
         if self.shrink == "always" or worthwhile(self._macs(present), self._macs(units), left):
-            self._shrink_to(units)
+            self._try_to_shrink(units)
 
     def _macs(self, units: Mapping[str, Tensor]) -> int:
         """Multiply-accumulates per sample of a network that holds these units."""
         return Account.of(self.graph, {name: here.numpy() for name, here in units.items()}, {}).macs()
+
+    def _try_to_shrink(self, units: Mapping[str, Tensor]) -> None:
+        """What cannot shrink stays masked: "auto" is a wish, "always" is an order."""
+        try:
+            self._shrink_to(units)
+        except DPAPError as error:
+            if self.shrink == "always":
+                raise
+            self.shrink = "never"
+            log.warning("Dead units stay as zeros until compact(). %s", error)
 
     def _shrink_to(self, units: Mapping[str, Tensor]) -> None:
         if self._shrinker.shrink(units):
@@ -595,6 +608,7 @@ class DPAP:
         """Rule `released`: rows and synapses are multiplied by the mask once; nothing keeps them from growing again."""
         for layer in self._layers:
             weight = self._parameters[layer.weight]
+            weight = weight.transpose(0, 1) if layer.transposed else weight
             rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(weight.device)
             weight[~rows] = 0
             if layer.weight in self.synapse_masks:

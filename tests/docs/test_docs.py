@@ -9,6 +9,7 @@ import pkgutil
 import re
 from pathlib import Path
 
+import foreign
 import pytest
 import torch
 
@@ -16,20 +17,35 @@ import dpap
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+"""(a library that dpap does not need, code)."""
 MODULES = sorted(module.name for module in pkgutil.walk_packages(dpap.__path__, "dpap."))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks of a page run in order and in one namespace, as a reader would type them, in an empty folder."""
+def libraries(page: Path) -> list[str]:
+    """What the blocks of a page need: "" for those that need nothing but dpap."""
+    return sorted({library for library, _ in BLOCK.findall(page.read_text(encoding="utf-8"))})
+
+
+@pytest.mark.parametrize(
+    ("page", "library"),
+    [pytest.param(p, library, id=f"{p.name} {library}".strip()) for p in PAGES for library in libraries(p)],
+)
+def test_code_of_a_page_runs(page: Path, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of a page run in order and in one namespace, as a reader would type them, in an empty folder.
+
+    Those below `<!-- needs: LIBRARY -->` run apart from the others, and not where that library is not installed.
+    """
+    if library:
+        getattr(foreign, library)()
     monkeypatch.chdir(tmp_path)
     text = page.read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": "__main__"}
     for match in BLOCK.finditer(text):
-        line = text[: match.start()].count("\n") + 1
-        # Blank lines in front: an error names the line of the page.
-        exec(compile("\n" * line + match.group(1), str(page), "exec"), namespace)
+        if (match.group(1) or "") == library:
+            line = text[: match.start(2)].count("\n")
+            # Blank lines in front: an error names the line of the page.
+            exec(compile("\n" * line + match.group(2), str(page), "exec"), namespace)
 
 
 def test_the_front_page_shows_code() -> None:

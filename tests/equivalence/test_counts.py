@@ -67,7 +67,8 @@ def pruned(request: pytest.FixtureRequest) -> Pruned:
         dev.step()
     assert any(not alive.all() for alive in dev.alive.values()), "no unit died: nothing would be compared"
     assert any(not mask.all() for mask in dev.synapse_masks.values())
-    return Pruned(model.double().eval(), dev, images.double(), labels)
+    model.double()
+    return Pruned(dev.masked().eval(), dev, images.double(), labels)
 
 
 def test_masked_and_compacted_counts_are_equal(pruned: Pruned) -> None:

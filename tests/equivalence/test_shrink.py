@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -428,8 +431,6 @@ class TestRefused:
         self.unchanged(dev, before)
 
     def test_a_weak_reference_as_of_a_compiled_model(self) -> None:
-        import weakref
-
         dev = developer(ConvNet().double(), OPTIMIZERS["adam"])
         self.until_the_first_deaths(dev)
         reference = weakref.ref(dev.model.conv2.weight)
@@ -459,6 +460,55 @@ class TestRefused:
             train(dev, 60)
         assert "x.view(-1, 12)" in caught.value.where
         assert dev.model.get_parameter("first.weight").shape == (12, 72)
+
+    def test_auto_stays_masked_and_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
+        dev = developer(ConvNet().double(), OPTIMIZERS["adam"])
+        self.until_the_first_deaths(dev)
+        dev.shrink = "auto"
+        reference = weakref.ref(dev.model.conv2.weight)
+        train(dev, 20, first=40)
+        assert dev.model.conv2.weight.shape == (8, 8, 3, 3) and reference() is not None
+        assert caplog.text.count("Dead units stay as zeros until compact()") == 1
+        assert sum(p.numel() for p in dev.compact().parameters()) < sum(p.numel() for p in dev.model.parameters())
+
+    def test_wrapped_models(self) -> None:
+        model = ConvNet().double()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        x = batch(0)[0]
+        with pytest.raises(DPAPError, match=r"(?s)compiled.*before torch.compile"):
+            DPAP(torch.compile(model, backend="eager"), x, optimizer=optimizer, total_steps=10)
+        with pytest.raises(DPAPError, match=r"(?s)several processes.*model\.module"):
+            DPAP(nn.DataParallel(model), x, optimizer=optimizer, total_steps=10)
+
+    def test_a_model_that_was_compiled_afterwards(self) -> None:
+        """Its guards refer weakly to the parameters. In a process of its own: the shape checker does not compile."""
+        done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "died: True" in done.stdout
+        assert "Dead units stay as zeros until compact()" in done.stderr or "shrank: True" in done.stdout
+
+
+COMPILED = """
+import logging, torch
+from torch import nn
+from dpap import DPAP
+
+logging.basicConfig()
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+dev = DPAP(model, torch.randn(2, 8), optimizer=optimizer, total_steps=100, target={"macs": 0.4})
+compiled = torch.compile(model, backend="eager")
+for step in range(60):
+    x = torch.randn(16, 8)
+    with dev.observing():
+        loss = nn.functional.cross_entropy(compiled(x), x[:, :3].argmax(1))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    dev.step()
+print("died:", not dev.alive["0"].all(), "shrank:", model[0].weight.shape[0] < 12)
+"""
 
 
 class TestPolicy:

@@ -119,7 +119,7 @@ def test_a_transposed_convolution(dims: int) -> None:
     assert second.fanout.max() == 3**dims and second.fanout.min() < 3**dims, "what the padding cuts off is not read"
 
 
-# norms and scales ------------------------------------------------------------------------------------------------------
+# norms and scales -----------------------------------------------------------------------------------------------------
 
 
 def normed(norm: nn.Module, channels: int = 12) -> Net:

@@ -62,9 +62,12 @@ class RateCounter:
         def record(_: nn.Module, args: Any, output: Any) -> None:
             call = self._calls[name]
             self._calls[name] += 1
+            if any(site.layout == "call per step" for _, site in self._sites[name].values()):
+                call = 0  # every call is a step of the same units
             if call not in self._sites[name]:  # no units leave it there
                 return
             group, site = self._sites[name][call]
+            output = output[0] if isinstance(output, tuple) else output  # some neurons answer their state as well
             self._shares[group].append(active_share(output.detach(), site))
             self._sizes[group].append(output.shape[1] if site.layout == "T,B" else output.shape[0])
 

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpap.errors import DPAPError
 from dpap.graph.group import Graph, Layer, NeuronSite, Site
-from dpap.metrics.connectivity import ALL, check_living, living_fan_out, living_pairs
+from dpap.metrics.connectivity import ALL, check_living, check_widths, living_fan_out, living_pairs
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -78,6 +78,7 @@ class SynopCounter:
     """
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
+        check_widths(model, graph)
         self._sample_steps = 0
         self._model, self._graph = model, graph
         self._spikes: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))

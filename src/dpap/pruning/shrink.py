@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from dpap.errors import DPAPError
@@ -68,6 +69,27 @@ def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
                 fix='pass shrink="never" (dead units stay as zeros until compact()), or use SGD, Adam, AdamW, RMSprop '
                 "or Adagrad.",
             )
+
+
+def check_bare(model: nn.Module) -> None:
+    """Whether this is the module itself.
+
+    Raises:
+        DPAPError: It is wrapped by torch.compile, or for several processes.
+    """
+    kind = type(model).__name__
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise DPAPError(
+            "The model is compiled: it skips the hooks by which activity is seen.",
+            where=kind,
+            fix="give DPAP the module itself, before torch.compile; to shrink, compile after the window.",
+        )
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        raise DPAPError(
+            "The model is wrapped for several processes.",
+            where=kind,
+            fix='give DPAP the module inside (model.module), with shrink="never": the wrapper keeps its widths.',
+        )
 
 
 class Shrinker:

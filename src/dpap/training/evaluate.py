@@ -191,7 +191,7 @@ def _layers(
                 alive_outputs=int(living_outputs(now, alive).sum()),
                 inputs=layer.in_owner.size,
                 alive_inputs=int(living_inputs(now, alive).sum()),
-                synapses=layer.out_units.size * layer.in_owner.size * layer.kernel,
+                synapses=layer.out_units.size * layer.in_features * layer.kernel,
                 living_synapses=int(living_fan_out(now, alive, synapses).sum()) * layer.kernel,
                 macs=_layer_macs(graph, layer.name, alive),
                 dense_macs=_layer_macs(dense, layer.name, {}),
