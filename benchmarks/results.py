@@ -49,7 +49,8 @@ page. Every number of every run is in `benchmarks/results/NAME.json`. What is no
   paired by seed (same first weights, same batches), with the 95 % t-interval; a single seed has none. McNemar's test is
   pooled over the pairs.
 - Studies that choose settings train on a fixed part of the data, hold the validation split out and give *validation*
-  accuracy; the test labels were not used. Headline studies train on all training images and use the test split once;
+  accuracy; nothing was chosen by test labels, and what a run measures with them at its end is left out here.
+  Headline studies train on all training images and use the test split once;
   where test accuracy after every epoch is recorded, nothing was chosen by it.
 - Arms that differ in their score share the target of the whole network, not counts for each layer: how much each layer
   loses is part of what is compared, and stands in the column "units".

@@ -16,7 +16,8 @@ from types import ModuleType
 from typing import Any
 
 MODULES = ("dpap", "dpap.neurons", "dpap.models", "dpap.data", "dpap.data.augment", "dpap.metrics", "dpap.scores")
-MODULES += ("dpap.rules", "dpap.recipes", "dpap.report.history", "dpap.report.page", "dpap.report.compare")
+MODULES += ("dpap.rules", "dpap.replay", "dpap.recipes", "dpap.report.history", "dpap.report.page")
+MODULES += ("dpap.report.compare",)
 PAGE = Path(__file__).with_name("api.md")
 HEAD = """# API
 

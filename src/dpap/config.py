@@ -240,6 +240,8 @@ class TargetConfig(Section):
     parameters: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
     macs: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
     sops: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+    latency: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+    """Measured in the run, so that two runs of the same seed need not be equal."""
 
     def named(self) -> dict[str, float] | None:
         """Only what is set; None when nothing is."""
@@ -271,13 +273,18 @@ class DevelopmentConfig(Section):
     observe_every: int = count(4)
     shrink: str = choice("auto", "policy", ("auto", "never", "always"))
     """When dead units leave the tensors during training; who dies is the same."""
+    replay: str | None = None
+    """Folder of a finished run: as many die of each layer at each step as there, and the scores say who. The record
+    takes the place of the target, which is set to none."""
     target: TargetConfig = field(default_factory=TargetConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.replay is not None:
+            object.__setattr__(self, "target", TargetConfig())
         if self.start >= self.stop:
             raise bad_value(self.key("start"), self.start, f"below {self.key('stop')} = {self.stop}")
-        for name in ("unit_score", "synapse_score", "kappa_unit", "kappa_synapse"):
+        for name in ("unit_score", "synapse_score", "kappa_unit", "kappa_synapse", "replay"):
             if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
 

@@ -26,10 +26,11 @@ from dpap.graph.front import Forward, Pattern, Unknown, find_groups
 from dpap.graph.group import Layer
 from dpap.observe import Observer
 from dpap.plasticity import Kind, Stats
-from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed
+from dpap.pruning.budget import Account, Candidates, Pace, Taker, check_target, choose, missed, scheduled
 from dpap.pruning.compact import compacted, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
 from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers, rounded, worthwhile
+from dpap.replay import Deaths
 from dpap.rules import Rule, Sums, costly_sums, resolve
 from dpap.schedule import RateWatch, Schedule
 from dpap.scores import Score, needs
@@ -46,6 +47,7 @@ class _Decision:
     synapse_survival: dict[str, Tensor]
     alive: dict[str, Tensor]
     synapses: dict[str, Tensor]
+    exchange: float
     report: DevelopmentReport
 
 
@@ -72,8 +74,10 @@ class DPAP:
         total_steps: Calls of `step()` in the whole run: iterations, epochs, as you like. The epoch for the rules
             `paper` and `released`.
         rule: "dpap", "paper", "released", or a `dpap.rules.Rule`.
-        target: Share of the dense network that stays: {"connectivity": 0.05}, or "macs", "parameters", "sops"; macs and
-            connectivity may be named together. Without a target, how much dies emerges.
+        target: Share of the dense network that stays: {"connectivity": 0.05}, or "macs", "parameters", "sops",
+            "latency"; connectivity may be named together with macs or latency. Without a target, how much dies emerges.
+            The latency is that of one forward pass of `example_input` in evaluation mode; it is measured, so that two
+            runs of the same seed need not be equal.
         score: What a unit or synapse is worth to its siblings: a name of `dpap.scores.SCORES`, or a function of
             `dpap.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
         start: Share of the run after which deaths begin.
@@ -91,6 +95,8 @@ class DPAP:
         forward: `forward(model, batch)` where the model is not called as `model(batch)`, for dict inputs or a loop over
             time.
         unknown: What to do with an operator that has no rule: "refuse" or "protect" all that touches it.
+        replay: The deaths of another run (`dpap.replay.Deaths`): as many die of each group and weight at each
+            development step, and the score says who, by its use in that window alone, without memory.
 
     Attributes:
         graph: Groups, layers and sites (`dpap.graph.group.Graph`).
@@ -125,6 +131,7 @@ class DPAP:
         shrink: Shrink = "auto",
         forward: Forward | None = None,
         unknown: Unknown = "refuse",
+        replay: Deaths | None = None,
     ) -> None:
         if shrink not in ("auto", "never", "always"):
             raise DPAPError(f"shrink={shrink!r}.", fix='choose "auto", "never" or "always".')
@@ -164,13 +171,26 @@ class DPAP:
         }
         account = self._account()
         self.target = self._checked_target(target, account)
+        self.replay = self._checked_replay(replay)
         self._dense = {metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")}
         self._arrivals: dict[str, Tensor] = {}
+        self._exchange = 1.0
+        """Share of MACs / share of latency, as last measured."""
 
         copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
         self._masks = MaskKeeper(model, self.optimizers, copies)
         example = two_samples(self.graph, example_input)
         self._shrinker = Shrinker(model, self.graph, self.optimizers, copies, example, forward)
+        self._pace = None
+        if "latency" in self.target:
+            self._pace = Pace(
+                model=model,
+                example=example_input,
+                forward=forward,
+                target=self.target["latency"],
+                macs=self._dense["macs"],
+            )
+            self._pace.check(account, set(self.rule.kinds), self._shrinker.present)
         self._sums: dict[tuple[str, int], Sums] = {}
         self._parameters = parameters
         self._observer = Observer(
@@ -257,6 +277,18 @@ class DPAP:
         if target and not self.rule.windowed:
             raise DPAPError(f"Rule {self.rule.name!r} knows no target.", fix='use rule="dpap".')
         return check_target(target, account, set(self.rule.kinds))
+
+    def _checked_replay(self, replay: Deaths | None) -> Deaths | None:
+        if replay is None:
+            return None
+        if not self.rule.windowed:
+            raise DPAPError(f"Rule {self.rule.name!r} knows no replay.", fix='use rule="dpap".')
+        if self.target:
+            raise DPAPError("A replay and a target both say how many die.", fix="leave target= out.")
+        dense = {g.name: g.units for g in self.graph.groups}
+        mortal = {g.name: g.units for g in self._groups} | {n: m.numel() for n, m in self.synapse_masks.items()}
+        replay.check(self.schedule, self.rule.name, dense, mortal)
+        return replay
 
     # observing ----------------------------------------------------------------------------------------------------
 
@@ -369,25 +401,29 @@ class DPAP:
         taker = Taker(
             account=self._account(),
             elapsed=clock.elapsed,
-            capped=self.rule.windowed and not (clock.q >= 1 and bool(self.target)),
+            capped=self.rule.windowed and not (self.replay or (clock.q >= 1 and self.target)),
         )
         account = taker.account
         groups = {g.name: n for n, g in enumerate(self.graph.groups)}
         edges = {e.weight: n for n, e in enumerate(account.edges)}
+        ranked, synapse_ranked = (use, synapse_use) if self.replay else (survival, synapse_survival)
         units = Candidates.of(
-            [(groups[n], survival[n], use[n], self.alive[n]) for n in use],
+            [(groups[n], ranked[n], use[n], self.alive[n]) for n in use],
             self.rule.level("unit", clock),
             self.rule.tolerance,
         )
         synapses = Candidates.of(
-            [(edges[w], synapse_survival[w], synapse_use[w], self.synapse_masks[w]) for w in synapse_use],
+            [(edges[w], synapse_ranked[w], synapse_use[w], self.synapse_masks[w]) for w in synapse_use],
             self.rule.level("synapse", clock),
             self.rule.tolerance,
         )
+        exchange = self._exchange
         if not self.rule.windowed:
             taker.all_fallen(units, synapses, permanent=self.rule.permanent)
+        elif clock.q > 0 and self.replay:
+            self.replay.take(taker, units, synapses, self.steps_taken)
         elif clock.q > 0:
-            self._choose(taker, units, synapses, clock)
+            exchange = self._choose(taker, units, synapses, clock)
         alive, masks = self._outcome(taker)
         report = reported(
             taker,
@@ -399,7 +435,7 @@ class DPAP:
             survival=survival,
             alive=alive,
         )
-        return _Decision(survival, synapse_survival, alive, masks, report)
+        return _Decision(survival, synapse_survival, alive, masks, exchange, report)
 
     def _survived(self, survival: Tensor, growth: Tensor, alive: Tensor, clock: Clock) -> Tensor:
         """Survival after this step; the dead of a permanent rule keep what they died with."""
@@ -519,15 +555,19 @@ class DPAP:
             floors=self.rule.windowed,
         )
 
-    def _choose(self, taker: Taker, units: Candidates, synapses: Candidates, clock: Clock) -> None:
-        """Within floors, caps and the target."""
+    def _choose(self, taker: Taker, units: Candidates, synapses: Candidates, clock: Clock) -> float:
+        """Within floors, caps and the target; what latency costs in MACs from now on."""
         if "sops" in self.target:
             self._open_arrivals(taker.account)
-        choose(taker, units, synapses, self.target, self._dense, clock.q)
+        exchange = self._exchange
+        if self._pace is not None:
+            exchange = self._pace.pay(taker, units, clock, exchange, self._shrinker.present)
+        choose(taker, units, synapses, scheduled(self.target, clock.q), self._dense)
         if clock.q >= 1:
             for metric, share in missed(taker.account, self.target, self._dense).items():
                 wanted = self.target[metric]
                 log.warning("The target of %.4f %s was missed: %.4f is left.", wanted, metric, share)
+        return exchange
 
     def _open_arrivals(self, account: Account) -> None:
         """Spikes per sample as the window saw them; SOPs are a share of what the last window before any death spent."""
@@ -556,6 +596,7 @@ class DPAP:
     def _commit(self, decision: _Decision) -> DevelopmentReport:
         self.survival, self.synapse_survival = decision.survival, decision.synapse_survival
         self.alive, self.synapse_masks = decision.alive, decision.synapses
+        self._exchange = decision.exchange
         report = decision.report
         if self.rule.permanent:
             if report.deaths:
@@ -607,7 +648,7 @@ class DPAP:
     def _strike_weights(self) -> None:
         """Rule `released`: rows and synapses are multiplied by the mask once; nothing keeps them from growing again."""
         for layer in self._layers:
-            weight = self._parameters[layer.weight]
+            weight: Tensor = self._parameters[layer.weight]
             weight = weight.transpose(0, 1) if layer.transposed else weight
             rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(weight.device)
             weight[~rows] = 0
@@ -672,6 +713,7 @@ class DPAP:
             "peak_rate": self._rate.peak,
             "previous_rate": self._rate.previous,
             "dense": dict(self._dense),
+            "exchange": self._exchange,
             "alive": dict(self.alive),
             "survival": dict(self.survival),
             "synapse_masks": dict(self.synapse_masks),
@@ -694,6 +736,7 @@ class DPAP:
         self._passes, self._watching = int(state["passes"]), bool(state["watching"])
         self._rate.peak, self._rate.previous = float(state["peak_rate"]), float(state["previous_rate"])
         self._dense = dict(state["dense"])
+        self._exchange = float(state["exchange"])
         for own in ("alive", "survival", "synapse_masks", "synapse_survival"):
             current = getattr(self, own)
             setattr(self, own, {k: state[own][k].clone().to(v.device, v.dtype) for k, v in current.items()})

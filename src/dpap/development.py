@@ -34,6 +34,8 @@ class DevelopmentReport:
     """Group -> units that died because nothing living fed or read them any more."""
     died_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> single synapses that fell below the level."""
+    living_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> synapses left, of the weights that lose them one by one; those of dead units are gone too."""
     capped: list[str] = field(default_factory=list)
     """Groups and weights where a cap deferred somebody to the next step."""
     skipped: list[str] = field(default_factory=list)
@@ -86,6 +88,7 @@ def reported(
         died_units=died,
         isolated_units=isolated,
         died_synapses=synapses,
+        living_synapses={e.weight: int(e.row.sum()) for e in account.edges if e.weight in account.prunable},
         capped=sorted(taker.bound),
         skipped=sorted(account.skipped),
         warnings=notes.warnings,

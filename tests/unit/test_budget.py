@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,13 @@ from hypothesis import strategies as st
 from nets import ConvNet, SpikingNet
 from torch import Tensor, nn
 
-from dpap import DPAP, DPAPError, Stats, find_groups
+from dpap import DPAP, DevelopmentReport, DPAPError, Stats, find_groups
+from dpap.config import TargetConfig
 from dpap.graph.group import Graph
 from dpap.plasticity import Kind
+from dpap.pruning import budget
 from dpap.pruning.budget import Account, Candidates, Taker, Victim, check_target
+from dpap.pruning.slice import Alive, Present
 from dpap.rules import dpap as dpap_rule
 
 
@@ -303,7 +308,7 @@ class TestTargets:
             for p in model.parameters():
                 p.mul_(3.0)
         model.eval()
-        dev = run(model, torch.rand(64, 1, 8, 8), target={"sops": 0.4})
+        dev = run(model, torch.rand(64, 1, 8, 8), target={"sops": 0.4}, shrink="never")  # `spent` reads dense widths
         account = dev._account()
         assert account.connectivity() < opened(dev.graph).connectivity()
         x = torch.rand(64, 1, 8, 8)
@@ -444,3 +449,269 @@ def test_nobody_dies_outside_the_window() -> None:
         if report is not None and report.deaths:
             steps.append(step)
     assert 30 < steps[0] <= 32 and steps[-1] <= 60
+
+
+# latency, with a clock that the tests set: nothing here is timed ------------------------------------------------------
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 60), nn.Linear(60, 60), nn.Linear(60, 4)
+        self.act1, self.act2 = nn.ReLU(), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.act2(self.second(self.act1(self.first(x)))))
+
+
+def wide_macs(alive: Alive) -> float:
+    a, b = (int(alive[name].sum()) for name in ("first", "second"))
+    return (8 * a + a * b + 4 * b) / (8 * 60 + 60 * 60 + 4 * 60)
+
+
+class FakeClock:
+    """Latency as a function of the share of MACs; remembers what was asked."""
+
+    def __init__(self, law: Callable[[float], float]) -> None:
+        self.law = law
+        self.asked: list[float] = []
+
+    def __call__(self, model: nn.Module, present: Present, alive: Alive, example: Any, forward: Any) -> float:
+        share = wide_macs(alive)
+        self.asked.append(share)
+        return self.law(share)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float]], FakeClock]:
+    def install(law: Callable[[float], float]) -> FakeClock:
+        fake = FakeClock(law)
+        monkeypatch.setattr(budget, "latency_share", fake)
+        return fake
+
+    return install
+
+
+def paced(target: dict[str, float], **options: Any) -> DPAP:
+    torch.manual_seed(0)
+    model = Wide()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    settings = {"total_steps": 60, "observe_every": 1, "memory": 0.05, "score": "magnitude"}
+    return DPAP(model, torch.rand(4, 8), optimizer=optimizer, target=target, **settings | options)
+
+
+def going(dev: DPAP, first: int = 0, steps: int = 60) -> list[DevelopmentReport]:
+    reports = []
+    for step in range(first, first + steps):
+        with dev.observing():
+            dev.model(torch.rand(8, 8, generator=torch.Generator().manual_seed(step)))
+        report = dev.step()
+        if report is not None:
+            reports.append(report)
+    return reports
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("dpap")]
+
+
+def overhead(share: float) -> float:
+    """Half of the time is spent whatever the widths: half the MACs are three quarters of the time."""
+    return 0.5 + 0.5 * share
+
+
+LAWS = {"all in MACs": lambda s: s, "overhead": overhead, "better than MACs": lambda s: s**2}
+
+
+@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("target", [0.9, 0.7])
+def test_units_die_until_the_target_is_measured(
+    clock: Any, caplog: pytest.LogCaptureFixture, law: Callable[[float], float], target: float
+) -> None:
+    fake = clock(law)
+    dev = paced({"latency": target})
+    with caplog.at_level(logging.WARNING, "dpap"):
+        going(dev)
+    reached = law(wide_macs(dev.alive))
+    assert target - 0.05 <= reached <= target
+    assert not said(caplog)
+    in_window = len(fake.asked) - 1  # one at the start
+    assert 3 <= in_window <= budget.MEASUREMENTS + budget.CORRECTIONS
+
+
+def test_the_schedule_is_followed_through_the_window(clock: Any) -> None:
+    """What is measured on the way is what the cubic schedule says, not the share of MACs."""
+    fake = clock(lambda share: share**2)
+    dev = paced({"latency": 0.4}, total_steps=100)
+    followed = []
+    for report in going(dev, steps=49):
+        q = (report.progress - 0.1) / 0.4
+        if q > 0.3 and not report.capped:  # before, nothing has been measured
+            followed.append((wide_macs(report.alive) ** 2, 0.4 + 0.6 * (1 - q) ** 3))
+    assert len(followed) > 10
+    for measured, scheduled in followed:
+        assert measured == pytest.approx(scheduled, abs=0.06)
+    assert len(fake.asked) <= 1 + budget.MEASUREMENTS
+
+
+def test_measurements_are_spread_evenly(clock: Any) -> None:
+    fake = clock(lambda share: share)
+    dev = paced({"latency": 0.8}, total_steps=1000)
+    steps = []
+    for step in range(499):
+        asked = len(fake.asked)
+        going(dev, first=step, steps=1)
+        steps += [step + 1] if len(fake.asked) > asked else []
+    gaps = [b - a for a, b in pairwise(steps)]
+    assert len(steps) == budget.MEASUREMENTS - 1, "the last is that of the end"
+    assert max(gaps) - min(gaps) <= 10 and steps[0] > 100
+
+
+def test_a_wild_measurement_takes_no_more_than_half(clock: Any) -> None:
+    clock(lambda share: 1.0 if share == 1 else 100.0 if share > 0.5 else share)
+    dev = paced({"latency": 0.8}, start=0.1, stop=0.5, development_steps=10)
+    before = 1.0
+    for report in going(dev):
+        after = wide_macs(report.alive)
+        assert after >= 0.5 * before - 0.05
+        before = after
+
+
+def test_a_missed_target_is_said(clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+    fake = clock(lambda share: 0.8 if share > 0.5 else 0.3)  # said to be possible at the start, and never seen again
+    dev = paced({"latency": 0.5}, only="second")
+    fake.law = lambda share: 0.8
+    with caplog.at_level(logging.WARNING, "dpap"):
+        going(dev)
+    assert said(caplog) == ["The target of 0.5000 latency was missed: 0.8000 was measured."]
+    assert int(dev.alive["second"].sum()) == 6, "all that a floor allows"
+
+
+def test_a_correction_goes_a_little_beyond(clock: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured at 0.9 where 0.6 is wanted: of the MACs that are left, a hundredth less than two thirds may stay."""
+    fake = clock(lambda share: 0.2)
+    dev = paced({"latency": 0.6})
+    going(dev, steps=29)
+    answers, asked, until = iter([0.9, 0.1]), [], Taker.units_until
+
+    def watched(self: Taker, candidates: Candidates, metric: str, most: float, **options: Any) -> bool:
+        asked.append(most / self.account.count(metric))
+        return until(self, candidates, metric, most, **options)
+
+    fake.law = lambda share: next(answers)
+    monkeypatch.setattr(Taker, "units_until", watched)
+    going(dev, first=29, steps=1)
+    assert asked == [pytest.approx(0.99 * 0.6 / 0.9)]
+
+
+def test_patience_ends(clock: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A clock that always says a little too much: a bounded number of measurements, then the truth."""
+    fake = clock(lambda share: 0.2)
+    dev = paced({"latency": 0.5})
+    going(dev, steps=29)
+    asked = len(fake.asked)
+    fake.law = lambda share: 0.5001
+    with caplog.at_level(logging.WARNING, "dpap"):
+        going(dev, first=29, steps=31)
+    assert len(fake.asked) - asked == 1 + budget.CORRECTIONS
+    assert "missed: 0.5001 was measured" in caplog.text
+
+
+def test_with_connectivity(clock: Any) -> None:
+    clock(overhead)
+    dev = paced({"latency": 0.8, "connectivity": 0.2})
+    going(dev)
+    assert overhead(wide_macs(dev.alive)) <= 0.8
+    assert 0.15 <= dev.connectivity() <= 0.2
+    assert (~dev.synapse_masks["second.weight"][dev.alive["second"]][:, dev.alive["first"]]).any()
+
+
+def test_preview_measures_and_changes_nothing(clock: Any) -> None:
+    clock(overhead)
+    dev = paced({"latency": 0.7})
+    going(dev, steps=20)
+    with dev.observing():
+        dev.model(torch.rand(8, 8))
+    before = str(dev.state_dict())
+    dev.steps_taken += 3
+    assert dev.preview().deaths
+    dev.steps_taken -= 3
+    assert str(dev.state_dict()) == before
+
+
+def test_a_resumed_pace_equals_an_uninterrupted_one(clock: Any) -> None:
+    """With a clock that always says the same."""
+    clock(overhead)
+    whole, first, second = (paced({"latency": 0.75}) for _ in range(3))
+    going(whole)
+    going(first, steps=21)
+    assert first.state_dict()["exchange"] < 1
+    second.load_state_dict(first.state_dict())
+    going(second, first=21, steps=39)
+    assert all(torch.equal(alive, second.alive[name]) for name, alive in whole.alive.items())
+
+
+class TestLatencyRefused:
+    def test_out_of_reach(self, clock: Any) -> None:
+        fake = clock(overhead)
+        with pytest.raises(DPAPError, match=r"target of 40\.00% latency cannot be reached.*at least 4\d\.\d\d%"):
+            paced({"latency": 0.4})
+        assert fake.asked == [pytest.approx((8 * 6 + 6 * 6 + 4 * 6) / 4320)], "every group at its floor"
+        paced({"latency": 0.5})  # nearer than a clock may err: tried
+
+    def test_nobody_who_could_pay(self, clock: Any) -> None:
+        fake = clock(overhead)
+        with pytest.raises(DPAPError, match=r"at least 100\.00%"):
+            paced({"latency": 0.9}, rule=dpap_rule(kinds=frozenset({"synapse"})))
+        assert fake.asked == []
+
+    def test_clashes(self, clock: Any) -> None:
+        clock(overhead)
+        for other in ("macs", "parameters", "sops"):
+            with pytest.raises(DPAPError, match="cannot be named together"):
+                paced({"latency": 0.8, other: 0.5})
+        with pytest.raises(DPAPError, match="is no share"):
+            paced({"latency": 1.5})
+        with pytest.raises(DPAPError, match="knows no target"):
+            paced({"latency": 0.8}, rule="paper", score=None)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_what_latency_is_measured_of(monkeypatch: pytest.MonkeyPatch, loop: bool) -> None:
+    """The compacted network against the dense widths, on the example as it was given, through `forward=`."""
+    seen: list[tuple[int, bool, int]] = []
+
+    def fake(models: list[nn.Module], inputs: Tensor, **options: Any) -> list[float]:
+        for model in models:
+            model.eval()
+            out = model(inputs)
+            weights = dict(model.named_parameters())
+            seen.append((sum(p.numel() for p in weights.values()), model.training, len(out)))
+        return [1.0, 4.0]
+
+    monkeypatch.setattr(budget, "latency", fake)
+    model, example = ConvNet(), torch.rand(3, 2, 6, 6)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    options: dict[str, Any] = {"forward": lambda m, batch: m(batch["image"])} if loop else {}
+    given = {"image": example} if loop else example
+    dev = DPAP(model, given, optimizer=optimizer, total_steps=50, target={"latency": 0.6}, **options)
+    assert dev._pace is not None
+    dense = sum(p.numel() for p in model.parameters())
+    (small, _, batch), (whole, _, _) = seen
+    assert whole == dense and small < 0.3 * dense and batch == 3
+    alive = {**dev.alive, "conv1": torch.arange(8) < 5}
+    share = budget.latency_share(model, dev._shrinker.present, alive, given, options.get("forward"))
+    assert share == 0.25
+    assert model.training, "the model itself is left alone"
+
+
+def test_latency_is_really_measured() -> None:
+    """With the clock of the machine: only that a number comes out."""
+    model = Wide()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    dev = DPAP(model, torch.rand(4, 8), optimizer=optimizer, total_steps=50)
+    assert budget.latency_share(model, dev._shrinker.present, dev.alive, torch.rand(4, 8), None) > 0
+
+
+def test_latency_is_a_setting() -> None:
+    assert TargetConfig(latency=0.6, connectivity=0.1).named() == {"connectivity": 0.1, "latency": 0.6}

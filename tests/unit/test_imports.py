@@ -34,9 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     "scores": {"errors", "plasticity"},
     "rules": {"errors", "graph", "plasticity", "scores", "survival"},
     "observe": {"errors", "graph", "hooks", "plasticity", "pruning"},
-    "pruning": {"errors", "graph", "hooks", "survival"},
+    "pruning": {"errors", "graph", "hooks", "metrics", "survival"},  # metrics: a target of latency is met by measuring
     "schedule": {"errors", "survival"},
     "development": {"pruning"},
+    # the one reader of a run's history outside reports: a record says how many die
+    "replay": {"development", "errors", "graph", "pruning", "report", "schedule"},
     "developer": {
         "development",
         "errors",
@@ -45,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "observe",
         "plasticity",
         "pruning",
+        "replay",
         "rules",
         "schedule",
         "scores",
@@ -63,6 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "io",
         "metrics",
         "models",
+        "replay",
         "report",
         "rules",
         "scores",

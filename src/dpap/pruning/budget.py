@@ -6,23 +6,34 @@ that would take a protected unit's last living input, or isolate a unit of a gro
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from dpap.errors import DPAPError, unknown_name
+from dpap.graph.adapters import unlisted
+from dpap.graph.front import Forward
 from dpap.graph.group import Graph, IntArray, Layer
-from dpap.survival import below, scheduled_share, synapse_cap, unit_cap, unit_floor
+from dpap.metrics.latency import latency
+from dpap.pruning.compact import compacted, restored
+from dpap.pruning.slice import Alive, Present
+from dpap.survival import ROUNDING, Clock, below, scheduled_share, synapse_cap, unit_cap, unit_floor
+
+log = logging.getLogger(__name__)
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.floating[Any]]
 LEAST_SHARE = 0.25
-METRICS = ("connectivity", "macs", "parameters", "sops")
+METRICS = ("connectivity", "macs", "parameters", "sops", "latency")
+TOGETHER = ({"macs", "connectivity"}, {"latency", "connectivity"})
 
 
 class Victim(NamedTuple):
@@ -445,6 +456,11 @@ class Taker:
         (self.units if is_unit else self.synapses).append((owner, index))
         return True
 
+    def every_unit(self, candidates: Candidates) -> None:
+        """By order, whatever the level, down to the account's floors."""
+        for owner, index in candidates.in_order():
+            self.take(True, owner, index)
+
     def fallen_units(self, candidates: Candidates, at_least: tuple[str, float] | None = None) -> None:
         """Emergent: every unit below the level."""
         for owner, index in candidates.in_order(candidates.fallen):
@@ -453,7 +469,7 @@ class Taker:
     def fallen_synapses(self, candidates: Candidates) -> None:
         """Emergent: every synapse below the level."""
         for owner, index in candidates.in_chunks(candidates.fallen):
-            self._take_synapses(owner, index, [])
+            self.take_synapses(owner, index, [])
 
     def all_fallen(self, units: Candidates, synapses: Candidates, *, permanent: bool) -> None:
         """Rules without limits: everybody below the level dies at once, permanently with whom that isolates.
@@ -487,17 +503,17 @@ class Taker:
 
     def synapses_until(self, candidates: Candidates, metric: str, most: float, *, keep: float = -1) -> bool:
         """Likewise. `keep`: stop as well when no more is left in the weights that lose synapses."""
-        goals = [_Goal(self.account, metric, most), _Goal(self.account, "synaptic", keep)]
+        goals = [CountGoal(self.account, metric, most), CountGoal(self.account, "synaptic", keep)]
         for owner, index in candidates.in_chunks():
             if any(goal.reached for goal in goals):
                 break
-            self._take_synapses(owner, index, goals)
+            self.take_synapses(owner, index, goals)
         return goals[0].reached
 
     ONE_BY_ONE = 32
     """Pieces of at most this size are taken synapse by synapse."""
 
-    def _take_synapses(self, owner: IntArray, index: IntArray, goals: list[_Goal]) -> None:
+    def take_synapses(self, owner: IntArray, index: IntArray, goals: Sequence[Goal]) -> None:
         """In order, and with the outcome of one by one: at once where neither a floor nor an isolation is near.
 
         A piece that holds a row's last inputs or a unit's last outputs is halved until those are left to single deaths.
@@ -529,7 +545,7 @@ class Taker:
         half = len(owner) // 2
         for part in (slice(None, half), slice(half, None)):
             if not any(goal.reached for goal in goals):
-                self._take_synapses(owner[part], index[part], goals)
+                self.take_synapses(owner[part], index[part], goals)
 
     def _within_caps(self, owner: IntArray, index: IntArray) -> BoolArray:
         """Who may die if everybody before them does."""
@@ -541,7 +557,22 @@ class Taker:
         return allowed
 
 
-class _Goal:
+class Goal(Protocol):
+    """How many synapses are to die, in order."""
+
+    @property
+    def reached(self) -> bool: ...
+
+    def enough(self, owner: IntArray, index: IntArray) -> int:
+        """How many of these, in order, reach the goal; all of them if they do not."""
+        ...
+
+    def spent(self, owner: IntArray, index: IntArray) -> None:
+        """These died."""
+        ...
+
+
+class CountGoal:
     """A count on its way down: cheap to keep while single synapses die, taken anew whenever a unit did."""
 
     def __init__(self, account: Account, metric: str, most: float) -> None:
@@ -568,7 +599,6 @@ class _Goal:
         return worth
 
     def enough(self, owner: IntArray, index: IntArray) -> int:
-        """How many of them, in order, bring the count down; all of them if they do not."""
         left = self.left - np.cumsum(self._worth(owner, index))
         return int(np.argmax(left <= self.most)) + 1 if (left <= self.most).any() else len(owner)
 
@@ -582,40 +612,54 @@ class _Goal:
 Target = Mapping[str, float]
 
 
+def scheduled(target: Target, q: float) -> dict[str, float]:
+    """Metric -> share that lives at q."""
+    return {metric: scheduled_share(q, share) for metric, share in target.items()}
+
+
 def choose(
-    taker: Taker, units: Candidates, synapses: Candidates, target: Target, reference: Mapping[str, float], q: float
+    taker: Taker, units: Candidates, synapses: Candidates, shares: Target, reference: Mapping[str, float]
 ) -> None:
     """Take the victims of one development step. Without a target: everybody below the level, within floors and caps.
 
     MACs and parameters are paid by units alone; SOPs by units, then synapses. Connectivity is paid by units below their
     level, then by synapses, as long as the layers that lose them keep a quarter of the share themselves: a small
     classifier must not pay for large convolutions. What is missing then is paid by units, at last by the synapses left.
+
+    Args:
+        taker: Who takes them.
+        units: Units that could die.
+        synapses: Synapses that could die.
+        shares: Metric -> share of the dense network that lives after this step (`scheduled`); latency has been paid by
+            units before (`Pace`).
+        reference: Metric -> count of the dense network.
     """
-    most = {metric: scheduled_share(q, share) * reference[metric] for metric, share in target.items()}
-    structural = [m for m in ("macs", "parameters") if m in most]
-    for metric in structural:
-        taker.units_until(units, metric, most[metric])
+    most = {metric: share * reference[metric] for metric, share in shares.items() if metric != "latency"}
+    for metric in ("macs", "parameters"):
+        if metric in most:
+            taker.units_until(units, metric, most[metric])
+    structural = not shares.keys().isdisjoint(("macs", "parameters", "latency"))
     if "sops" in most:
         _pay_operations(taker, units, synapses, most["sops"])
     if "connectivity" in most:
         limit = ("connectivity", most["connectivity"])
         if not structural:
             taker.fallen_units(units, at_least=limit)
-        keep = LEAST_SHARE * scheduled_share(q, target["connectivity"]) * reference["synaptic"]
+        keep = LEAST_SHARE * shares["connectivity"] * reference["synaptic"]
         reached = taker.synapses_until(synapses, *limit, keep=keep)
         if not reached and not taker.bound & taker.account.prunable:
             reached = not structural and taker.units_until(units, *limit)
             if not reached:
                 taker.synapses_until(synapses, *limit)
-    if not most:
+    if not shares:
         taker.fallen_units(units)
     if "connectivity" not in most and "sops" not in most:
         taker.fallen_synapses(synapses)
 
 
 def missed(account: Account, target: Target, reference: Mapping[str, float]) -> dict[str, float]:
-    """Metric -> share that is left, where that is more than the target's."""
-    left = {metric: account.count(metric) / reference[metric] for metric in target}
+    """Metric -> share that is left, where that is more than the target's; of all that can be counted."""
+    left = {metric: account.count(metric) / reference[metric] for metric in target if metric != "latency"}
     return {metric: share for metric, share in left.items() if share > target[metric] * (1 + 1e-9)}
 
 
@@ -649,31 +693,41 @@ def check_target(target: Mapping[str, Any] | None, account: Account, kinds: set[
                 f"target={{{metric!r}: {share!r}}} is no share of the dense network.",
                 fix="give a number above 0 and at most 1.",
             )
-    if len(target) > 1 and set(target) != {"macs", "connectivity"}:
+    if len(target) > 1 and set(target) not in TOGETHER:
         raise DPAPError(
             f"The targets {' and '.join(sorted(target))} cannot be named together.",
-            fix="name one; or macs and connectivity, where units pay the MACs and then synapses the connectivity.",
+            fix="name one; or macs (or latency) and connectivity, where units pay the first and then synapses the "
+            "connectivity.",
         )
     for metric, share in target.items():
-        if metric == "sops":
-            continue  # depends on firing rates, not known at the start
+        if metric in ("sops", "latency"):
+            continue  # depends on firing rates, not known at the start; is measured, by `Pace`
         lowest = _lowest(metric, account, kinds) / account.count(metric)
         if share < lowest:
-            raise DPAPError(
-                f"The target of {share:.2%} {metric} cannot be reached: floors and protected parts keep at least "
-                f"{lowest:.2%}.",
-                fix=f"choose a target of at least {np.ceil(lowest * 1e4) / 1e4:.4f}, or protect less (ignore=, only=, "
-                "frozen parameters).",
-            )
+            raise out_of_reach(metric, share, lowest)
     return target
+
+
+def out_of_reach(metric: str, share: float, lowest: float) -> DPAPError:
+    """The error for a target that floors and protected parts rule out."""
+    return DPAPError(
+        f"The target of {share:.2%} {metric} cannot be reached: floors and protected parts keep at least {lowest:.2%}.",
+        fix=f"choose a target of at least {np.ceil(lowest * 1e4) / 1e4:.4f}, or protect less (ignore=, only=, frozen "
+        "parameters).",
+    )
+
+
+def fewest(account: Account, kinds: set[str]) -> list[int]:
+    """Units of each group that stay whatever happens."""
+    return [
+        int(a.sum()) if p or "unit" not in kinds else f
+        for a, p, f in zip(account.alive, account.protected, account.floors, strict=True)
+    ]
 
 
 def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
     """A bound from below: every group at its floor, every prunable row at one synapse."""
-    left = [
-        a.sum() if p or "unit" not in kinds else f
-        for a, p, f in zip(account.alive, account.protected, account.floors, strict=True)
-    ]
+    left = fewest(account, kinds)
     total = 0.0
     for edge in account.edges:
         rows = min(
@@ -697,3 +751,122 @@ def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
             for g, n in zip(account.graph.groups, left, strict=True)
         )
     return float(total)
+
+
+# latency --------------------------------------------------------------------------------------------------------------
+# What a share of the MACs saves in time depends on machine, widths and batch. It is measured a few times a run, and the
+# MACs that stay follow: share wanted = share now x latency scheduled / latency measured. So a clock has a say in how
+# many die, and two runs of one seed need not be equal.
+
+MEASUREMENTS = 12
+"""In the window, evenly."""
+CORRECTIONS = 8
+"""At its end: how often units die for what was measured."""
+AIM = 0.99
+"""Corrections go a little beyond the target: time falls more slowly than MACs, so aiming at it would never arrive."""
+STEEPEST = 0.5
+"""No measurement, however wrong, takes more than this share of the MACs that are left."""
+WAVERS = 0.9
+"""A target is refused when it is below this share of the least latency measured; nearer to it, the clock may err."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """Makes units pay for a target of latency.
+
+    Args:
+        model: The network in training.
+        example: The batch that the latency is of.
+        forward: As `DPAP(forward=)`.
+        target: Share of the dense network's latency.
+        macs: Of the dense network.
+    """
+
+    model: nn.Module
+    example: Any
+    forward: Forward | None
+    target: float
+    macs: float
+
+    def measure(self, account: Account, present: Present) -> float:
+        """Latency of the network without the dead of the account, as a share of the dense network's."""
+        alive = {g.name: torch.from_numpy(a.copy()) for g, a in zip(account.graph.groups, account.alive, strict=True)}
+        return latency_share(self.model, present, alive, self.example, self.forward)
+
+    def check(self, account: Account, kinds: set[str], present: Present) -> None:
+        """Whether the target can be met with every group at its floor.
+
+        Raises:
+            DPAPError: It cannot, by more than a clock may err.
+        """
+        lowest = 1.0
+        floors = fewest(account, kinds)
+        if any(n < len(a) for n, a in zip(floors, account.alive, strict=True)):
+            slim = replace(account, alive=[a & (a.cumsum() <= n) for n, a in zip(floors, account.alive, strict=True)])
+            lowest = WAVERS * self.measure(slim, present)
+        if self.target < lowest:
+            raise out_of_reach("latency", self.target, lowest)
+
+    def pay(self, taker: Taker, units: Candidates, clock: Clock, exchange: float, present: Present) -> float:
+        """Take the units of one development step.
+
+        Args:
+            taker: Who takes them.
+            units: Who could die.
+            clock: Where the run stands.
+            exchange: Share of MACs / share of latency, as last measured; 1 before.
+            present: What is still in the model's tensors.
+
+        Returns:
+            The exchange from now on.
+        """
+        account = taker.account
+        if clock.q >= 1:
+            self._correct(taker, units, present)
+            return exchange
+        if _due(clock):
+            exchange = account.macs() / self.macs / self.measure(account, present)
+        wanted = exchange * scheduled_share(clock.q, self.target) * self.macs
+        taker.units_until(units, "macs", max(wanted, STEEPEST * account.macs()))
+        return exchange
+
+    def _correct(self, taker: Taker, units: Candidates, present: Present) -> None:
+        """The end of the window: until the target is measured, nobody may die any more, or patience ends."""
+        account = taker.account
+        share = self.measure(account, present)
+        for _ in range(CORRECTIONS):
+            if share <= self.target:
+                return
+            paid = taker.units_until(units, "macs", max(AIM * self.target / share, STEEPEST) * account.macs())
+            share = self.measure(account, present)
+            if not paid:
+                break
+        if share > self.target:
+            log.warning("The target of %.4f latency was missed: %.4f was measured.", self.target, share)
+
+
+def _due(clock: Clock) -> bool:
+    """Whether a measurement falls between the previous development step and this one."""
+    before = replace(clock, progress=clock.progress - clock.elapsed)
+    return math.floor(MEASUREMENTS * clock.q + ROUNDING) > math.floor(MEASUREMENTS * before.q + ROUNDING)
+
+
+def latency_share(model: nn.Module, present: Present, alive: Alive, example: Any, forward: Forward | None) -> float:
+    """Median time of a forward pass without the dead / of one at the dense widths, in turns, in evaluation mode."""
+    networks = (compacted(model, present, alive), restored(model, present))
+    leaves = torch.utils._pytree.tree_leaves(example)
+    first = next(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    with unlisted(model):
+        small, dense = latency([_Pass(network, example, forward) for network in networks], first)
+    return small / dense
+
+
+class _Pass(nn.Module):
+    """A network with its batch, whatever that is made of."""
+
+    def __init__(self, network: nn.Module, example: Any, forward: Forward | None) -> None:
+        super().__init__()
+        self.network, self.example, self.call = network, example, forward
+
+    def forward(self, inputs: Tensor) -> Any:
+        return self.network(self.example) if self.call is None else self.call(self.network, self.example)

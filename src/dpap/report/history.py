@@ -76,6 +76,8 @@ class DevelopmentLine:
     """Group -> units that died because nothing living feeds them, or reads them."""
     died_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> how many."""
+    living_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> how many are left, of the weights that lose them one by one; empty in older runs."""
     capped: list[str] = field(default_factory=list)
     """Groups and weights of which more would have died but for a cap."""
     skipped: list[str] = field(default_factory=list)

@@ -41,7 +41,6 @@ from dpap.report.svg import (
     MISSING,
     Scale,
     by_error,
-    compact,
     energy,
     linear,
     logarithmic,
@@ -531,7 +530,7 @@ def _energy_row(name: str, result: ResultLine) -> BarRow:
 
 
 def _speed(files: RunFiles) -> str:
-    made = [_series(arm, name, "", style, lambda line: line.samples_per_second) for arm, name, style in _arms(files)]
+    made = [_series(arm, name, "", style, lambda line: line.seconds) for arm, name, style in _arms(files)]
     series = [item for item in made if item is not None]
     if not series:
         return ""
@@ -540,11 +539,11 @@ def _speed(files: RunFiles) -> str:
         _chart(
             files,
             "speed",
-            "Training speed, samples per second",
+            "Training time, seconds per epoch",
             series,
             scale,
-            compact,
-            compact,
+            number,
+            number,
             "Evaluation left out.",
         )
     )

@@ -23,6 +23,7 @@ from dpap.development import DevelopmentReport
 from dpap.errors import DPAPError
 from dpap.metrics import accuracy
 from dpap.models import build
+from dpap.replay import Deaths
 from dpap.report.history import DevelopmentLine, EpochLine, Line, ResultLine, RunLine
 from dpap.rules import RULES, Rule, dpap
 from dpap.scores import per_kind
@@ -133,6 +134,7 @@ class Run:
             seed=derived_seed(self.config.seed, "development"),
             ema=None if self.averaged is None else self.averaged.module,
             shrink=cast(Any, settings.shrink),
+            replay=None if settings.replay is None else Deaths.read(settings.replay),
         )
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -198,6 +200,7 @@ class Run:
                 died_units=dict(report.died_units),
                 isolated_units=dict(report.isolated_units),
                 died_synapses=dict(report.died_synapses),
+                living_synapses=dict(report.living_synapses),
                 capped=list(report.capped),
                 skipped=list(report.skipped),
                 warnings=list(report.warnings),
