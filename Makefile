@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup foreign demo test lint bench format clean
+.PHONY: setup foreign demo test slow lint bench format clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,9 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term-missing $(PYTEST_ARGS)
+
+slow: foreign
+	$(BIN)/python -m pytest --numprocesses auto --no-cov -m slow
 
 format: setup
 	$(BIN)/ruff format .

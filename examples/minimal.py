@@ -109,7 +109,8 @@ def main(epochs: int = EPOCHS, seed: int = 0) -> tuple[float, float]:
         # Counted over the living, whom `dev` knows; in the control that is everyone.
         graph = find_groups(model, samples.images[:2]) if dev is None else dev.graph
         living = ({}, {}) if dev is None else (dev.alive, dev.synapse_masks)
-        counts = measure(model, graph, data.test.batches(256), *living)
+        whole = model if dev is None else dev.masked()  # at the widths of the graph, the dead as zeros
+        counts = measure(whole, graph, data.test.batches(256), *living)
         print(
             f"{'pruned' if prune else 'not pruned':10}  {accuracies[-1]:9.2%}  {counts.connectivity:13.2%}"
             f"  {counts.macs_per_sample:10,}  {counts.synops.sops_per_sample:10,.0f}  {seconds:8.1f}"

@@ -83,6 +83,12 @@ class Deaths:
                 where=str(folder),
                 fix=f"finish it first: dpap resume {folder}",
             )
+        if any(line.died_synapses and not line.living_synapses for line in history.development):
+            raise DPAPError(
+                "The run was recorded before living synapses were, so its counts cannot be matched.",
+                where=str(path),
+                fix="run it again with this version.",
+            )
         return cls(
             total_steps=history.run.epochs * history.run.batches,
             units=history.result.units,

@@ -89,7 +89,8 @@ def test_masked_equals_compacted(name: str, share: float) -> None:
     assert set(alive) == set(ZOO[name].prunable)
     masked, _ = pair(copy.deepcopy(model).double(), graph, alive)
     lively(masked, inputs(name, 8, torch.float64))
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
+    # Rounding adds up over many layers: each of the two is as far from the answer in float64 as from the other.
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 5e-5 if name in LARGE else 1e-5)):
         masked, small = pair(masked.to(dtype), graph, alive)
         x = inputs(name, 8, dtype)
         with torch.no_grad():
@@ -199,7 +200,7 @@ def test_torch_pruning_groups_alike(name: str) -> None:
         if group.protected is not None:
             continue
         ours = {p.tensor for p in group.producers if p.tensor.endswith(".weight")}
-        path = min(ours, key=lambda tensor: isinstance(modules[tensor.rpartition(".")[0]], nn.BatchNorm2d))
+        path = min(ours, key=lambda name: (modules[name.rpartition(".")[0]].weight.dim() == 1, name))  # no norm
         layer = dependencies.model.get_submodule(path.rpartition(".")[0])
         prune = oracle.prune_conv_out_channels if isinstance(layer, nn.Conv2d) else oracle.prune_linear_out_channels
         found = dependencies.get_pruning_group(layer, prune, idxs=[0])

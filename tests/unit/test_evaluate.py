@@ -75,7 +75,7 @@ def test_saved_equals_masked(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     result = train(CASES[name], tmp_path / "run").result
     (run,) = runs
     assert run.dev is not None
-    masked = measure(run.model, run.dev.graph, run.data.test.batches(100), run.dev.alive, run.dev.synapse_masks)
+    masked = measure(run.dev.masked(), run.dev.graph, run.data.test.batches(100), run.dev.alive, run.dev.synapse_masks)
     assert masked.connectivity < 0.9
     assert result.sparsity_paper == pytest.approx(masked.sparsity_paper, abs=1e-12)
     if name != "network without convolutions":

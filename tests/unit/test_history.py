@@ -156,3 +156,10 @@ def test_a_file_that_is_no_history(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DPAPError, match="does not begin with a line of type 'run'"):
             read_history(path)
+
+
+def test_fields_that_older_runs_lack_take_their_default() -> None:
+    lines = [json.loads(line) for line in to_text([RUN, EPOCH, DEVELOPMENT]).splitlines()]
+    assert any(line.pop("living_synapses", None) is not None for line in lines)
+    read = from_text("".join(json.dumps(line) + "\n" for line in lines), "here")
+    assert [line.living_synapses for line in read if isinstance(line, DevelopmentLine)] == [{}]

@@ -45,6 +45,7 @@ def make(model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> 
         "stop": 0.5,
         "memory": 0.05,
         "score": doomed,
+        "shrink": "never",  # the dead are looked at in their places
     }
     return DPAP(model, torch.randn(2, 2, 6, 6), optimizer=optimizer, **(settings | options))
 

@@ -308,7 +308,7 @@ def test_the_test_split_after_every_epoch_changes_nothing_else(tmp_path: Path) -
 def test_scores_and_levels_reach_the_rule() -> None:
     rule = make_rule(DevelopmentConfig(unit_score="outgoing", synapse_score="magnitude", kappa_unit=0.1))
     plain = make_rule(DevelopmentConfig())
-    run = Run(tiny(development__unit_score="norm-scale"))
+    run = Run(tiny(development__unit_score="norm-scale", development__synapse_score="bcm"))
     assert run.dev is not None
     assert rule.score is not plain.score
     assert rule.score.needs == frozenset({"outgoing"})  # type: ignore[attr-defined]
