@@ -25,28 +25,26 @@ import torch
 from rich.console import Console
 
 from dpap.config import Config, override
-from dpap.data import load_dataset
 from dpap.graph.front import find_groups
 from dpap.metrics import count_macs
 from dpap.metrics.latency import latency
+from dpap.models import build
 from dpap.pruning.compact import compacted
 from dpap.pruning.shrink import Shrinker
 from dpap.pruning.slice import Present
 from dpap.recipes import recipe
 from dpap.training.loop import train_epoch
-from dpap.training.run import Run, make_model
+from dpap.training.run import Run
 
 KEPT = (0.7, 0.5, 0.3)
 console = Console()
 
 
-def inference(recipe_name: str, batch: int, repeats: int) -> list[dict[str, Any]]:
+def inference(batch: int, repeats: int) -> list[dict[str, Any]]:
     """Dense against narrower networks, every group cut to the same share of its units."""
-    config = override(recipe(recipe_name), {"device": "cpu"})
-    data = load_dataset("digits")  # shapes alone are needed, and CIFAR-10 may not be here
-    shape = (3, 32, 32) if config.data.name == "cifar10" else (1, 28, 28)
-    spec = type(data.spec)(name=config.data.name, shape=shape, classes=tuple("0123456789"), credit="")
-    model = make_model(config, _Shape(spec)).eval()
+    settings = recipe("cifar10-snn").model  # the data themselves are not needed
+    shape = (3, 32, 32)
+    model = build(settings.name, shape=shape, classes=10, **settings.arguments()).eval()
     x = torch.rand(batch, *shape)
     graph = find_groups(model, x[:2])
     rows = []
@@ -67,13 +65,6 @@ def inference(recipe_name: str, batch: int, repeats: int) -> list[dict[str, Any]
             f"{kept:.0%} of the units: {found:.2f} times as fast, {ideal:.2f} by MACs: {found / ideal:.0%} of the ideal"
         )
     return rows
-
-
-class _Shape:
-    """All that `make_model` asks of a data set."""
-
-    def __init__(self, spec: Any) -> None:
-        self.spec = spec
 
 
 def whole_run(config: Config) -> dict[str, Any]:
@@ -145,7 +136,7 @@ def main() -> None:
     parts = chosen.parts or ["inference", "run"]
     found: dict[str, Any] = {"torch": torch.__version__, "machine": platform.processor(), "threads": chosen.threads}
     if "inference" in parts:
-        found["inference"] = inference("cifar10-snn", chosen.batch, chosen.repeats)
+        found["inference"] = inference(chosen.batch, chosen.repeats)
     if "run" in parts:
         settings = {
             "epochs": chosen.epochs, "threads": chosen.threads, "control": "false", "data.limit": chosen.samples,

@@ -26,10 +26,11 @@ from dpap.graph.front import Forward, Pattern, Unknown, find_groups
 from dpap.graph.group import Layer
 from dpap.observe import Observer
 from dpap.plasticity import Kind, Stats
-from dpap.pruning.budget import Account, Candidates, Pace, Taker, check_target, choose, missed, scheduled
+from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed, scheduled
 from dpap.pruning.compact import compacted, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
-from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers, rounded, worthwhile
+from dpap.pruning.pace import Pace
+from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers
 from dpap.replay import Deaths
 from dpap.rules import Rule, Sums, costly_sums, resolve
 from dpap.schedule import RateWatch, Schedule
@@ -620,23 +621,16 @@ class DPAP:
     def _shrink_if_due(self) -> None:
         if self.shrink == "never":
             return
-        present = self._shrinker.present.units
-        units = self.alive if self.shrink == "always" else rounded(self.alive, present)
-        left = self._passes * (self.total_steps - self.steps_taken) / self.steps_taken
-        if self.shrink == "always" or worthwhile(self._macs(present), self._macs(units), left):
-            self._try_to_shrink(units)
-
-    def _macs(self, units: Mapping[str, Tensor]) -> int:
-        """Multiply-accumulates per sample of a network that holds these units."""
-        return Account.of(self.graph, {name: here.numpy() for name, here in units.items()}, {}).macs()
-
-    def _try_to_shrink(self, units: Mapping[str, Tensor]) -> None:
-        """What cannot shrink stays masked: "auto" is a wish, "always" is an order."""
+        if self.shrink == "always":
+            self._shrink_to(self.alive)
+            return
+        passes_left = self._passes * (self.total_steps - self.steps_taken) / self.steps_taken
+        units = self._shrinker.worth_keeping(self.alive, passes_left)
+        if units is None:
+            return
         try:
             self._shrink_to(units)
-        except DPAPError as error:
-            if self.shrink == "always":
-                raise
+        except DPAPError as error:  # what cannot shrink stays masked: "auto" is a wish, "always" is an order
             self.shrink = "never"
             log.warning("Dead units stay as zeros until compact(). %s", error)
 

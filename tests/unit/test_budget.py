@@ -19,7 +19,7 @@ from dpap import DPAP, DevelopmentReport, DPAPError, Stats, find_groups
 from dpap.config import TargetConfig
 from dpap.graph.group import Graph
 from dpap.plasticity import Kind
-from dpap.pruning import budget
+from dpap.pruning import pace
 from dpap.pruning.budget import Account, Candidates, Taker, Victim, check_target
 from dpap.pruning.slice import Alive, Present
 from dpap.rules import dpap as dpap_rule
@@ -486,7 +486,7 @@ class FakeClock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[float], float]], FakeClock]:
     def install(law: Callable[[float], float]) -> FakeClock:
         fake = FakeClock(law)
-        monkeypatch.setattr(budget, "latency_share", fake)
+        monkeypatch.setattr(pace, "latency_share", fake)
         return fake
 
     return install
@@ -536,7 +536,7 @@ def test_units_die_until_the_target_is_measured(
     assert target - 0.05 <= reached <= target
     assert not said(caplog)
     in_window = len(fake.asked) - 1  # one at the start
-    assert 3 <= in_window <= budget.MEASUREMENTS + budget.CORRECTIONS
+    assert 3 <= in_window <= pace.MEASUREMENTS + pace.CORRECTIONS
 
 
 def test_the_schedule_is_followed_through_the_window(clock: Any) -> None:
@@ -551,7 +551,7 @@ def test_the_schedule_is_followed_through_the_window(clock: Any) -> None:
     assert len(followed) > 10
     for measured, scheduled in followed:
         assert measured == pytest.approx(scheduled, abs=0.06)
-    assert len(fake.asked) <= 1 + budget.MEASUREMENTS
+    assert len(fake.asked) <= 1 + pace.MEASUREMENTS
 
 
 def test_measurements_are_spread_evenly(clock: Any) -> None:
@@ -563,7 +563,7 @@ def test_measurements_are_spread_evenly(clock: Any) -> None:
         going(dev, first=step, steps=1)
         steps += [step + 1] if len(fake.asked) > asked else []
     gaps = [b - a for a, b in pairwise(steps)]
-    assert len(steps) == budget.MEASUREMENTS - 1, "the last is that of the end"
+    assert len(steps) == pace.MEASUREMENTS - 1, "the last is that of the end"
     assert max(gaps) - min(gaps) <= 10 and steps[0] > 100
 
 
@@ -613,7 +613,7 @@ def test_patience_ends(clock: Any, caplog: pytest.LogCaptureFixture) -> None:
     fake.law = lambda share: 0.5001
     with caplog.at_level(logging.WARNING, "dpap"):
         going(dev, first=29, steps=31)
-    assert len(fake.asked) - asked == 1 + budget.CORRECTIONS
+    assert len(fake.asked) - asked == 1 + pace.CORRECTIONS
     assert "missed: 0.5001 was measured" in caplog.text
 
 
@@ -689,7 +689,7 @@ def test_what_latency_is_measured_of(monkeypatch: pytest.MonkeyPatch, loop: bool
             seen.append((sum(p.numel() for p in weights.values()), model.training, len(out)))
         return [1.0, 4.0]
 
-    monkeypatch.setattr(budget, "latency", fake)
+    monkeypatch.setattr(pace, "latency", fake)
     model, example = ConvNet(), torch.rand(3, 2, 6, 6)
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     options: dict[str, Any] = {"forward": lambda m, batch: m(batch["image"])} if loop else {}
@@ -700,7 +700,7 @@ def test_what_latency_is_measured_of(monkeypatch: pytest.MonkeyPatch, loop: bool
     (small, _, batch), (whole, _, _) = seen
     assert whole == dense and small < 0.3 * dense and batch == 3
     alive = {**dev.alive, "conv1": torch.arange(8) < 5}
-    share = budget.latency_share(model, dev._shrinker.present, alive, given, options.get("forward"))
+    share = pace.latency_share(model, dev._shrinker.present, alive, given, options.get("forward"))
     assert share == 0.25
     assert model.training, "the model itself is left alone"
 
@@ -710,7 +710,7 @@ def test_latency_is_really_measured() -> None:
     model = Wide()
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     dev = DPAP(model, torch.rand(4, 8), optimizer=optimizer, total_steps=50)
-    assert budget.latency_share(model, dev._shrinker.present, dev.alive, torch.rand(4, 8), None) > 0
+    assert pace.latency_share(model, dev._shrinker.present, dev.alive, torch.rand(4, 8), None) > 0
 
 
 def test_latency_is_a_setting() -> None:

@@ -137,10 +137,16 @@ def _strike(tensor: Tensor, keep: Tensor) -> None:
     tensor.view(integer).bitwise_and_(keep.to(tensor.device, integer))
 
 
+def inside(copy: nn.Module, names: Mapping[str, Tensor]) -> nn.Module:
+    """The network with these parameters: the copy, or the one inside an averaged copy (`copy.module`)."""
+    module = getattr(copy, "module", None)
+    if isinstance(module, nn.Module) and not names.keys() <= dict(copy.named_parameters(remove_duplicate=False)).keys():
+        return module
+    return copy
+
+
 def _matching(copy: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    own: dict[str, Tensor] = dict(copy.named_parameters(remove_duplicate=False))
-    if not parameters.keys() <= own.keys():
-        own = {name.removeprefix("module."): p for name, p in own.items()}
+    own: dict[str, Tensor] = dict(inside(copy, parameters).named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         if name not in own or own[name].shape != parameter.shape:
             raise DPAPError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +22,9 @@ from dpap.graph.adapters import reset_state
 from dpap.graph.front import Forward
 from dpap.graph.group import Graph
 from dpap.graph.module_rules import follow_all
+from dpap.metrics.synops import count_macs
 from dpap.pruning.compact import compacted, differing
+from dpap.pruning.mask import inside
 from dpap.pruning.slice import Alive, Entries, Present, kept, planned, tensor_of
 
 Shrink = Literal["auto", "never", "always"]
@@ -115,10 +117,24 @@ class Shrinker:
     ) -> None:
         self.model, self.optimizers, self.example, self.forward = model, list(optimizers), example, forward
         names = dict(model.named_parameters())
-        self.modules = [model, *(_root(copy, names) for copy in copies)]
+        self.modules = [model, *(inside(copy, names) for copy in copies)]
         self.present = Present.whole(model, graph)
         self.shrinks = 0
         """How often tensors became smaller."""
+
+    def worth_keeping(self, alive: Alive, passes_left: float) -> dict[str, Tensor] | None:
+        """The units that "auto" would leave in the tensors now; None: it is not worth a shrink.
+
+        Args:
+            alive: Group -> (units,).
+            passes_left: Training passes that are still to come.
+        """
+        here = self.present.units
+        units = rounded(alive, here)
+        if all(torch.equal(stay, here[name]) for name, stay in units.items()):
+            return None
+        now, then = (count_macs(self.present.graph, held) for held in (here, units))
+        return units if worthwhile(now, then, passes_left) else None
 
     @torch.no_grad()
     def shrink(self, units: Alive) -> bool:
@@ -179,12 +195,6 @@ def rounded(alive: Alive, present: Alive) -> dict[str, Tensor]:
         units[name] = living.clone()
         units[name][padding] = True
     return units
-
-
-def _root(copy: nn.Module, names: Mapping[str, Tensor]) -> nn.Module:
-    """The network inside an averaged copy."""
-    own = dict(copy.named_parameters())
-    return copy if names.keys() <= own.keys() else copy.get_submodule("module")
 
 
 def _planned_state(model: nn.Module, optimizers: Sequence[Optimizer], stays: Entries) -> list[_NewState]:

@@ -36,12 +36,7 @@ def _conv(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Value:
-    out = plain(out_shape(node))
-    out.marks[0] = x.marks[0]
-    _mixed_space(walk, x)
-    kernel = tuple(weight.shape[2:])
-    fanout = _fanout(x.shape[2:], kernel, _hashable(stride), _hashable(padding), _hashable(dilation))
-    return _layer(walk, x, weight, bias, out, "conv", 1, kernel=int(np.prod(kernel)), fanout=fanout, groups=groups)
+    return _convolution(walk, node, x, weight, bias, stride, padding, dilation, groups=groups)
 
 
 @op_rule("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
@@ -57,15 +52,30 @@ def _conv_transpose(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Value:
+    spatial = (stride, padding, dilation, output_padding)
+    return _convolution(walk, node, x, weight, bias, *spatial, groups=groups, transposed=True)
+
+
+def _convolution(
+    walk: Walk,
+    node: Any,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    *spatial: Any,
+    groups: int,
+    transposed: bool = False,
+) -> Value:
+    """`spatial`: stride, padding, dilation; for a transposed one also the output padding."""
     out = plain(out_shape(node))
     out.marks[0] = x.marks[0]
     _mixed_space(walk, x)
     kernel = tuple(weight.shape[2:])
-    fanout = _fanout(
-        x.shape[2:], kernel, _hashable(stride), _hashable(padding), _hashable(dilation), _hashable(output_padding)
-    )
+    fanout = _fanout(x.shape[2:], kernel, *(_hashable(setting) for setting in spatial))
     size = int(np.prod(kernel))
-    return _layer(walk, x, weight, bias, out, "conv", 1, kernel=size, fanout=fanout, groups=groups, transposed=True)
+    return _layer(
+        walk, x, weight, bias, out, "conv", 1, kernel=size, fanout=fanout, groups=groups, transposed=transposed
+    )
 
 
 def keep_other_axes(walk: Walk, x: Value, out: Value, axis: int) -> None:
