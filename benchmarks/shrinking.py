@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=12_000, help="training images of the run")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--macs", type=float, default=0.25, help="target of the run: half the units leave a quarter")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the run's config")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -141,7 +142,7 @@ def main() -> None:
         settings = {
             "epochs": chosen.epochs, "threads": chosen.threads, "control": "false", "data.limit": chosen.samples,
             "data.hold_out": "true", "development.target.connectivity": "none", "development.target.macs": chosen.macs,
-        }  # fmt: skip
+        } | dict(setting.split("=", 1) for setting in chosen.set)  # fmt: skip
         found["run"] = whole_run(override(recipe(chosen.recipe), {key: str(value) for key, value in settings.items()}))
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
