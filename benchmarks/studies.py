@@ -134,8 +134,8 @@ def units_ann() -> Iterator[Arm]:
 
 
 def units_cifar() -> Iterator[Arm]:
-    """E2 on CIFAR-10: 5,000 images, 4 epochs of 6Conv2FC at a quarter of its width, at 30 and 50 % of the MACs."""
-    base = small("cifar10-snn-small", 5_000, 4)
+    """E2 on CIFAR-10: 3,000 images, 4 epochs of 6Conv2FC at a quarter of its width, at 30 and 50 % of the MACs."""
+    base = small("cifar10-snn-small", 3_000, 4)
     yield from seeded("units-cifar", "control", control(base), 1)
     for percent in (30, 50):
         for score in ("spine", "magnitude", "random", "activity", "norm-scale", "outgoing"):
@@ -209,8 +209,6 @@ def mnist_snn_long() -> Iterator[Arm]:
     base, study = replace(whole("mnist-snn"), epochs=20), "mnist-snn-long"
     yield from seeded(study, "control", control(base), 1, "DPAP: 99.46")
     yield from seeded(study, "dpap-95", pruned(base, {"connectivity": 0.05, "macs": 0.40}), 1)
-    yield from seeded(study, "dpap-84", pruned(base, {"connectivity": 0.16}), 1, "DPAP: 99.56 at 84.22 %")
-    yield from seeded(study, "dpap-61", pruned(base, {"connectivity": 0.39}), 1, "DPAP: 99.59 at 61.25 %")
 
 
 def mnist_ann() -> Iterator[Arm]:

@@ -21,6 +21,7 @@ from dpap.report.history import (
     NeuronResult,
     ResultLine,
     RunLine,
+    StepResult,
     to_text,
 )
 
@@ -48,6 +49,10 @@ class MadeUp:
     settings: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     accuracy: float = 0.98
+    steps: int = 1
+    """T that is on record; time was pruned where it is above 1 and units die."""
+    frames: tuple[int, int, int] | None = None
+    """Shape of a frame of events; None: still pictures."""
 
     @property
     def is_pruned(self) -> bool:
@@ -63,6 +68,9 @@ def write_run(path: Path, like: MadeUp | None = None) -> Path:
     (path / "history.jsonl").write_text(to_text(lines(like)), encoding="utf-8")
     with (path / "development.npz").open("wb") as file:
         np.savez(file, **record(like))  # type: ignore[arg-type]
+    if like.steps > 1 and like.done is None:
+        with (path / "activity.npz").open("wb") as file:
+            np.savez(file, **activity(like))  # type: ignore[arg-type]
     if like.control:
         arm = replace(like, control=False, rule="none", deaths=False, done=like.control_done, accuracy=0.985)
         write_run(path / "control", arm)
@@ -100,7 +108,78 @@ def record(like: MadeUp) -> dict[str, np.ndarray[Any, Any]]:
         dead = np.clip((p - 0.1) / 0.4, 0, 1) * (units // 3 if like.deaths else 0)
         arrays[f"survival/{name}"] = survival.astype(np.float32)
         arrays[f"alive/{name}"] = np.argsort(np.argsort(base))[None, :] >= dead.astype(int)[:, None]
+        if like.steps > 1:
+            arrays[f"pairs/neuron_{name}"] = np.stack([pairs(like, units, float(done)) for done in p])
     return arrays
+
+
+def pairs(like: MadeUp, units: int, progress: float) -> np.ndarray[Any, Any]:
+    """(units, T) of a layer: once deaths have begun the first step is dead, and the last one of every third unit."""
+    living = np.ones((units, like.steps), dtype=bool)
+    if like.deaths and progress > 0.1:
+        living[:, 0] = False
+        living[::3, -1] = False
+    return living
+
+
+def shares(like: MadeUp) -> tuple[float, float]:
+    """Living pairs and living steps of the layers at the end, by hand from `pairs`; the units weigh their positions."""
+    arrays = record(like)
+    there = living = 0
+    for k, name in enumerate(like.names if like.deaths else ()):
+        mine = arrays[f"pairs/neuron_{name}"][-1][arrays[f"alive/{name}"][-1]]
+        there, living = there + positions(like, k) * mine.size, living + positions(like, k) * int(mine.sum())
+    return (living / there, 1 - 1 / like.steps) if there else (1.0, 1.0)
+
+
+def positions(like: MadeUp, layer: int) -> int:
+    return 64 if layer < len(like.names) - like.linear else 1
+
+
+def fired(like: MadeUp) -> dict[str, np.ndarray[Any, Any]]:
+    """(units, T) of each layer: more with every step, nothing where a pair is dead. In the control the first half of
+    the units says nothing at the first step."""
+    found, arrays = {}, record(like)
+    for k, (name, units) in enumerate(zip(like.names, like.widths, strict=True)):
+        rates = np.tile(np.linspace(0.02, 0.1 + 0.05 * k, like.steps), (units, 1))
+        if like.is_pruned:
+            rates = rates * pairs(like, units, 1.0) * arrays[f"alive/{name}"][-1][:, None]
+        else:
+            rates[: units // 2, 0] = 0
+        found[name] = rates.astype(np.float32)
+    return found
+
+
+def activity(like: MadeUp) -> dict[str, np.ndarray[Any, Any]]:
+    """One sample of still pictures, or three of events: a dot that wanders."""
+    samples = 1 if like.frames is None else 3
+    arrays = {"label": np.array(["zero", "one", ODD][:samples]), "answer": np.array(["zero", "seven", ODD][:samples])}
+    for name, rates in fired(like).items():
+        arrays[f"fired/neuron_{name}"] = rates
+        arrays[f"raster/neuron_{name}"] = (rates > 0.05).astype(np.float32)
+    if like.frames is not None:
+        frames = np.zeros((samples, like.steps, *like.frames), dtype=np.uint8)
+        channels, height, width = like.frames
+        for step in range(like.steps):
+            frames[:, step, :, step % height, step % width] = np.arange(1, channels + 1) % 200
+        arrays["frames"] = frames
+    return arrays
+
+
+def step_results(like: MadeUp) -> list[StepResult]:
+    alive = record(like)
+    found = []
+    for k, (name, rates) in enumerate(fired(like).items()):
+        living = rates[alive[f"alive/{name}"][-1]] if f"alive/{name}" in alive else rates
+        found.append(
+            StepResult(
+                name=f"neuron_{name}",
+                group=name,
+                positions=positions(like, k),
+                rates=[float(rate) for rate in living.mean(axis=0)],
+            )
+        )
+    return found
 
 
 def lines(like: MadeUp) -> list[Line]:
@@ -127,6 +206,8 @@ def lines(like: MadeUp) -> list[Line]:
                     step=step,
                     progress=float(p[step]),
                     connectivity=connectivity,
+                    living_pairs=shares(like)[0] if like.steps > 1 and p[step] > 0.1 else 1.0,
+                    living_steps=shares(like)[1] if like.steps > 1 and p[step] > 0.1 else 1.0,
                     warnings=list(like.warnings) if step == 0 else [],
                 )
             )
@@ -212,6 +293,12 @@ def result(like: MadeUp) -> ResultLine:
             NeuronResult(name=name, units=alive, silent=alive // 10, rate=0.05 + 0.02 * k)
             for k, (name, alive) in enumerate(zip(like.names, living, strict=False))
         ],
+        dead_pairs=1 - shares(like)[0] if like.steps > 1 else 0.0,
+        living_steps=shares(like)[1] if like.steps > 1 else 1.0,
+        steps=step_results(like) if like.steps > 1 else [],
+        anytime=[like.accuracy - 0.3 / t for t in range(1, like.steps + 1)]
+        if like.steps > 1 and not like.deaths
+        else [],
         latency_ms=3.25,
         dense_latency_ms=6.5,
         latency_batch=64,
@@ -232,6 +319,11 @@ ODD = '<script>alert("x")</script>&amp;</svg>'
 KINDS: Mapping[str, MadeUp] = {
     "spiking": MadeUp(),
     "without control": MadeUp(control=False),
+    "time": MadeUp(steps=10, frames=(2, 34, 34), settings={"development.time": "leak"}),
+    "time without control": MadeUp(steps=4, control=False, settings={"development.time": "leak"}),
+    "time, nothing dead": MadeUp(steps=4, deaths=False),
+    "time, not finished": MadeUp(steps=4, done=5, control=False, settings={"development.time": "leak"}),
+    "long recordings": MadeUp(steps=100, frames=(700, 1, 1), settings={"development.time": "leak"}),
     "ordinary": MadeUp(spiking=False),
     "nothing dead": MadeUp(deaths=False),
     "dense": MadeUp(rule="none", control=False, deaths=False),

@@ -23,6 +23,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from dpap.config import Config, override, read_config
+from dpap.data.events import EVENT_SOURCES
+from dpap.data.events.status import event_status, fetch_events, verify_events
 from dpap.data.sources import SOURCES
 from dpap.data.store import SetStatus, fetch, status, verify
 from dpap.errors import DPAPError, unknown_name
@@ -87,12 +89,16 @@ def train(
         str | None,
         typer.Option(help="When dead units leave the tensors: auto, never or always.", show_default=False),
     ] = None,
+    on_bad_sample: Annotated[
+        str | None,
+        typer.Option(help="Of recordings of events that cannot be used: error, or skip them.", show_default=False),
+    ] = None,
 ) -> None:
     """Train a recipe, and its unpruned control, into a run folder."""
     config = _config(name)
     changes = [_setting(text) for text in settings or ()]
     flags = {"epochs": epochs, "seed": seed, "device": device, "control": "false" if no_control else None}
-    flags["development.shrink"] = shrink
+    flags |= {"development.shrink": shrink, "data.on_bad_sample": on_bad_sample}
     changes += [(key, str(value)) for key, value in flags.items() if value is not None]
     config = override(config, dict(changes))
     path = out if out is not None else _free_folder(config.recipe)
@@ -186,18 +192,24 @@ def data(
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Say which data sets are here and what is missing; fetch them from their official address; verify them."""
+    """Say which data sets are here and what is missing; fetch them from their official address; verify them.
+
+    Sets of events are fetched by hand: `fetch` says how.
+    """
     if action not in DATA_ACTIONS:
         raise unknown_name("action", action, DATA_ACTIONS)
     if action == "fetch" and not names:
         raise DPAPError(
             "There is nothing named to fetch.", where="dpap data fetch", fix=f"name one: {', '.join(SOURCES)}"
         )
-    found = [DATA_ACTIONS[action](name) for name in names or SOURCES]
+    found = [
+        (EVENT_ACTIONS if name in EVENT_SOURCES else DATA_ACTIONS)[action](name)
+        for name in names or (*SOURCES, *EVENT_SOURCES)
+    ]
     table = Table("data set", "state", "files", "where", "to download", box=None, pad_edge=False)
     for part in found:
         here = len(part.files) - len(part.missing)
-        size = f"{part.to_download / 1e6:.1f} MB" if part.missing else ""
+        size = f"{part.to_download / 1e6:.1f} MB" if part.to_download else "by hand" if part.missing else ""
         table.add_row(part.name, part.state, f"{here} of {len(part.files)}", escape(str(part.where or "")), size)
     console.print(table)
     for part in found:
@@ -228,6 +240,11 @@ def _fetched(name: str) -> SetStatus:
 
 
 DATA_ACTIONS: dict[str, Callable[[str], SetStatus]] = {"list": status, "fetch": _fetched, "verify": verify}
+EVENT_ACTIONS: dict[str, Callable[[str], SetStatus]] = {
+    "list": event_status,
+    "fetch": fetch_events,
+    "verify": verify_events,
+}
 
 
 @app.command()

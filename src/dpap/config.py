@@ -12,9 +12,10 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from dpap.data import DATASETS, NEED_PATH
+from dpap.data import DATASETS, EVENTS, NEED_PATH, EventSettings
+from dpap.data.encoding import ENCODINGS
 from dpap.errors import DPAPError, unknown_name
 from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, settings_of
 from dpap.rules import RULES
@@ -96,13 +97,13 @@ class DataConfig(Section):
     hold_out: bool = False
     """True: the validation split stays out of training and is measured every epoch. False: it is trained on."""
     path: str | None = None
-    """Folder or file of the data sets "images" and "npz"."""
+    """Folder or file of the data sets "images", "npz" and "events"."""
     limit: int | None = setting(None, "a whole number, at least 1, or none", lambda n: n >= 1)
     """Train on a fixed, stratified part of about so many samples: a subset is not the benchmark."""
     crop: int = count(0, least=0)
-    """Pixels of black border of which random crops are taken: training images are moved by so much at most."""
+    """Pixels of black border of which random crops are taken: training samples are moved by so much at most."""
     flip: bool = False
-    """Mirror training images left to right, each with probability 1/2."""
+    """Mirror training samples left to right, each with probability 1/2; refused where a label would not hold."""
     erasing: float = share(0.0)
     """Probability that a random rectangle of a training image becomes noise."""
     randaugment: float = setting(0.0, "a number from 0 to 10", lambda x: 0 <= x <= 10)
@@ -110,12 +111,65 @@ class DataConfig(Section):
     train_normalization: str = choice("data", "normalization", NORMALIZATIONS)
     """Mean and standard deviation that training images are normalised with: of the data set, as in evaluation, or of
     "imagenet", which differs from evaluation (as in the authors' script)."""
+    encoding: str = choice("direct", "encoding", ("direct", *ENCODINGS))
+    """What a spiking network sees of pictures: "direct", the picture itself at every one of `model.num_steps` steps;
+    "rate" or "latency", spikes (neither normalised)."""
+    framing: str = choice("time", "framing", ("time", "count"))
+    """With the settings below: of events alone, whose recordings become `model.num_steps` frames of counts, of equal
+    time or of equally many events."""
+    duration: int | None = setting(None, "a whole number, at least 1, or none", lambda n: n >= 1)
+    """Microseconds from a recording's first event that the frames share; none: up to its last."""
+    sensor: tuple[int, ...] | None = setting(
+        None, "[height, width], or none", lambda sides: len(sides) == 2 and min(sides) > 0
+    )
+    """Of the recordings of data set "events", where the files do not say."""
+    on_bad_sample: str = choice("error", "answer", ("error", "skip"))
+    """A recording that is empty, damaged or makes no sense: an error, or left out and counted."""
+    test_on_train: bool = False
+    """Where there are too few recordings to set some aside, test on those trained on: it shows that a run works."""
+    rotation: float = setting(0.0, "a number from 0 to 45", lambda x: 0 <= x <= 45)
+    """Turn training recordings by so many degrees at most."""
+    drop: float = setting(0.0, "a number from 0 to below 1", lambda x: 0 <= x < 1)
+    """Leave out this share of the events of training recordings, each by chance."""
+    jitter: int = count(0, least=0)
+    """Move training recordings by so many frames at most, earlier or later."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.name in NEED_PATH) != (self.path is not None):
             needs = "a folder or file" if self.path is None else f'none: data set "{self.name}" knows its own place'
             raise bad_value(self.key("path"), self.path, needs)
+        for item in fields(self):
+            if getattr(self, item.name) != item.default and not self.applies(item.name):
+                of = "pictures" if self.events else "events"
+                raise bad_value(self.key(item.name), getattr(self, item.name), f"its default: it is for {of} alone")
+        if self.encoding != "direct" and self.erasing:
+            raise bad_value(self.key("erasing"), self.erasing, f'0 with encoding = "{self.encoding}": noise is no rate')
+        if self.test_on_train and not self.hold_out:
+            raise bad_value(self.key("test_on_train"), True, "false, or hold_out true: the splits are the same samples")
+
+    def applies(self, name: str) -> bool:
+        return name not in (OF_PICTURES if self.events else OF_EVENTS)
+
+    @property
+    def events(self) -> bool:
+        """Whether the data are recordings of events."""
+        return self.name in EVENTS
+
+    def event_settings(self, num_steps: int) -> EventSettings:
+        """How recordings become frames."""
+        return EventSettings(
+            num_steps=num_steps,
+            by=cast(Any, self.framing),
+            duration=self.duration,
+            on_bad_sample=cast(Any, self.on_bad_sample),
+            sensor=None if self.sensor is None else (self.sensor[0], self.sensor[1]),
+            test_on_train=self.test_on_train,
+        )
+
+
+OF_PICTURES = frozenset({"erasing", "randaugment", "train_normalization", "encoding"})
+OF_EVENTS = frozenset({"framing", "duration", "sensor", "on_bad_sample", "test_on_train", "rotation", "drop", "jitter"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +214,7 @@ class ModelConfig(Section):
     votes: int = count(1)
     """Outputs of the classifier for each class; their mean counts."""
     num_steps: int = count(4)
+    """T: steps of the network, and so frames of a recording of events, and of an encoding."""
     readout: str = choice("current", "readout", READOUTS)
     """current: mean current of the classifier; spikes: mean spikes of a neuron behind it; membrane: mean potential of
     a leaky integrator behind it."""
@@ -242,6 +297,10 @@ class TargetConfig(Section):
     sops: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
     latency: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
     """Measured in the run, so that two runs of the same seed need not be equal."""
+    pairs: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+    """Pairs of a living unit and a time step; with development.time."""
+    steps: float | None = setting(None, "a number above 0, at most 1, or none", lambda x: 0 < x <= 1)
+    """Time steps of a layer, likewise."""
 
     def named(self) -> dict[str, float] | None:
         """Only what is set; None when nothing is."""
@@ -273,6 +332,13 @@ class DevelopmentConfig(Section):
     observe_every: int = count(4)
     shrink: str = choice("auto", "policy", ("auto", "never", "always"))
     """When dead units leave the tensors during training; who dies is the same."""
+    time: str | None = choice(None, "mode", ("leak", "silence"))
+    """Prune time steps as well: a dead pair of a unit and a step receives nothing ("leak") or cannot fire ("silence",
+    as in the paper); none: every step lives."""
+    kappa_pair: float | None = not_negative(None)
+    """Level at the end of the window for the steps of a unit; none: as the rule says."""
+    kappa_step: float | None = not_negative(None)
+    """The same for the steps of a layer."""
     replay: str | None = None
     """Folder of a finished run: as many die of each layer at each step as there, and the scores say who. The record
     takes the place of the target, which is set to none."""
@@ -284,9 +350,14 @@ class DevelopmentConfig(Section):
             object.__setattr__(self, "target", TargetConfig())
         if self.start >= self.stop:
             raise bad_value(self.key("start"), self.start, f"below {self.key('stop')} = {self.stop}")
-        for name in ("unit_score", "synapse_score", "kappa_unit", "kappa_synapse", "replay"):
+        for name in (
+            "unit_score", "synapse_score", "kappa_unit", "kappa_synapse", "kappa_pair", "kappa_step", "replay"
+        ):  # fmt: skip
             if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
+        for name in ("pairs", "steps"):
+            if getattr(self.target, name) is not None and self.time is None:
+                raise bad_value(self.target.key(name), getattr(self.target, name), f"none without {self.key('time')}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +391,19 @@ class Config(Section):
             )
         if self.optimizer.precision == "float16" and self.device != "cuda":
             raise bad_value("optimizer.precision", "float16", '"float32" or "bfloat16" on a CPU')
+        if (self.data.events or self.data.encoding != "direct") and not self.model.spiking:
+            raise bad_value(
+                "model.name", self.model.name, f'a network with time, for data.name = "{self.data.name}" over time'
+            )
+        if (
+            self.data.events
+            and self.data.framing == "count"
+            and self.development.time
+            and self.development.rule != "none"
+        ):
+            raise bad_value(
+                "data.framing", "count", '"time" with development.time: step t must mean the same in every sample'
+            )
         if self.optimizer.loss == "tet" and not self.model.spiking:
             raise bad_value("optimizer.loss", "tet", '"cross_entropy" or "mse" with a network that has no time')
 

@@ -27,15 +27,18 @@ from dpap.graph.group import Layer
 from dpap.observe import Observer
 from dpap.plasticity import Kind, Stats
 from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed, scheduled
-from dpap.pruning.compact import compacted, restored, trial_cut, two_samples
+from dpap.pruning.compact import compacted, proven_steps, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
 from dpap.pruning.pace import Pace
+from dpap.pruning.pairs import TIME_METRICS
 from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers
 from dpap.replay import Deaths
 from dpap.rules import Rule, Sums, costly_sums, resolve
 from dpap.schedule import RateWatch, Schedule
 from dpap.scores import Score, needs
 from dpap.survival import Clock, grow, survival_step, uninformed
+from dpap.temporal import Temporal, TimeDecision, check_mode, time_part
+from dpap.timing import Mode, time_graph, timing_of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class _Decision:
     alive: dict[str, Tensor]
     synapses: dict[str, Tensor]
     exchange: float
+    time: TimeDecision | None
     report: DevelopmentReport
 
 
@@ -76,7 +80,8 @@ class DPAP:
             `paper` and `released`.
         rule: "dpap", "paper", "released", or a `dpap.rules.Rule`.
         target: Share of the dense network that stays: {"connectivity": 0.05}, or "macs", "parameters", "sops",
-            "latency"; connectivity may be named together with macs or latency. Without a target, how much dies emerges.
+            "latency"; connectivity may be named together with macs or latency; where time steps are pruned, also
+            "pairs" (of living units and steps) and "steps" (of layers). Without a target, how much dies emerges.
             The latency is that of one forward pass of `example_input` in evaluation mode; it is measured, so that two
             runs of the same seed need not be equal.
         score: What a unit or synapse is worth to its siblings: a name of `dpap.scores.SCORES`, or a function of
@@ -96,6 +101,9 @@ class DPAP:
         forward: `forward(model, batch)` where the model is not called as `model(batch)`, for dict inputs or a loop over
             time.
         unknown: What to do with an operator that has no rule: "refuse" or "protect" all that touches it.
+        time: Prune time steps as well, pairs of a unit and a step and whole steps of a layer: "leak" (a dead pair
+            receives nothing, gives nothing, and its membrane leaks; work at the dead steps of a layer is left out) or
+            "silence" (it integrates and cannot fire, as in the paper; nothing is spared but what its readers do).
         replay: The deaths of another run (`dpap.replay.Deaths`): as many die of each group and weight at each
             development step, and the score says who, by its use in that window alone, without memory.
 
@@ -104,6 +112,7 @@ class DPAP:
         alive: Group -> bool (units,).
         synapse_masks: Weight -> bool (O, I), True = alive, where synapses are prunable.
         survival: Group -> F (units,).
+        pairs: Neuron -> bool (units, T), True = alive, where time steps are pruned.
         warned: Layer -> development steps in which it carried no information.
 
     Raises:
@@ -132,12 +141,20 @@ class DPAP:
         shrink: Shrink = "auto",
         forward: Forward | None = None,
         unknown: Unknown = "refuse",
+        time: Mode | None = None,
         replay: Deaths | None = None,
     ) -> None:
         if shrink not in ("auto", "never", "always"):
             raise DPAPError(f"shrink={shrink!r}.", fix='choose "auto", "never" or "always".')
         check_bare(model)
         self.rule = resolve(rule, score=score)
+        check_mode(time, self.rule)
+        if timing_of(model) is not None:
+            raise DPAPError(
+                "This network has dead time steps from an earlier run.",
+                fix="prune a network that has all its steps; build it anew, or train it in one run.",
+            )
+        target, time_target = time_part(target, TIME_METRICS if time else ())
         self.schedule = Schedule(
             total_steps=total_steps,
             start=start,
@@ -170,17 +187,18 @@ class DPAP:
             n: torch.full(w.shape[:2], self.rule.initial, dtype=_sum_dtype(parameters), device=w.device)
             for n, w in weights.items()
         }
+        copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
         account = self._account()
         self.target = self._checked_target(target, account)
+        example = two_samples(self.graph, example_input)
+        self._temporal = self._timed(time, time_target, copies, example, forward, _sum_dtype(parameters))
         self.replay = self._checked_replay(replay)
         self._dense = {metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")}
         self._arrivals: dict[str, Tensor] = {}
         self._exchange = 1.0
         """Share of MACs / share of latency, as last measured."""
 
-        copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
         self._masks = MaskKeeper(model, self.optimizers, copies)
-        example = two_samples(self.graph, example_input)
         self._shrinker = Shrinker(model, self.graph, self.optimizers, copies, example, forward)
         self._pace = None
         if "latency" in self.target:
@@ -192,6 +210,7 @@ class DPAP:
                 macs=self._dense["macs"],
             )
             self._pace.check(account, set(self.rule.kinds), self._shrinker.present)
+        self._timed_layers = set() if self._temporal is None else self._temporal.layers
         self._sums: dict[tuple[str, int], Sums] = {}
         self._parameters = parameters
         self._observer = Observer(
@@ -203,6 +222,7 @@ class DPAP:
             rectify=self.rule.rectify,
             weigh_arrivals="sops" in self.target,
             whole_block=forward is not None,
+            **({} if self._temporal is None else {"whole": self._temporal.whole}),
         )
         self.warned: Counter[str] = Counter()
         self.steps_taken = 0
@@ -214,6 +234,10 @@ class DPAP:
         """Blocks of `observing()` in the whole run."""
         self._watching = self.schedule.watches_after(0)
         self._rate = RateWatch(self.schedule, self.optimizers)
+
+    @property
+    def pairs(self) -> dict[str, Tensor]:
+        return {} if self._temporal is None else self._temporal.pairs
 
     # construction -------------------------------------------------------------------------------------------------
 
@@ -279,6 +303,32 @@ class DPAP:
             raise DPAPError(f"Rule {self.rule.name!r} knows no target.", fix='use rule="dpap".')
         return check_target(target, account, set(self.rule.kinds))
 
+    def _timed(
+        self,
+        mode: Mode | None,
+        target: Mapping[str, float],
+        copies: Sequence[nn.Module],
+        example: Any,
+        forward: Forward | None,
+        dtype: torch.dtype,
+    ) -> Temporal | None:
+        if mode is None:
+            return None
+        if target and not self.rule.windowed:
+            raise DPAPError(f"Rule {self.rule.name!r} knows no target.", fix='use rule="dpap".')
+        times = time_graph(self.model, self.graph, mode)
+        return Temporal(
+            self.model,
+            copies,
+            self.graph,
+            proven_steps(self.model, times, example, forward),
+            mode=mode,
+            rule=self.rule,
+            skip=self.shrink != "never",
+            target=target,
+            dtype=dtype,
+        )
+
     def _checked_replay(self, replay: Deaths | None) -> Deaths | None:
         if replay is None:
             return None
@@ -286,6 +336,8 @@ class DPAP:
             raise DPAPError(f"Rule {self.rule.name!r} knows no replay.", fix='use rule="dpap".')
         if self.target:
             raise DPAPError("A replay and a target both say how many die.", fix="leave target= out.")
+        if self._temporal is not None:
+            raise DPAPError("A replay holds deaths of units and synapses, none of time steps.", fix="leave time= out.")
         dense = {g.name: g.units for g in self.graph.groups}
         mortal = {g.name: g.units for g in self._groups} | {n: m.numel() for n, m in self.synapse_masks.items()}
         replay.check(self.schedule, self.rule.name, dense, mortal)
@@ -336,6 +388,7 @@ class DPAP:
             dtype=dtype,
             device=device,
             **({"stdp": True} if "stdp" in needed else {}),
+            **({"num_steps": self.graph.num_steps} if (layer.weight, layer.call) in self._timed_layers else {}),
         )
 
     def _living_inputs(self, layer: Layer) -> Tensor:
@@ -408,27 +461,33 @@ class DPAP:
         groups = {g.name: n for n, g in enumerate(self.graph.groups)}
         edges = {e.weight: n for n, e in enumerate(account.edges)}
         ranked, synapse_ranked = (use, synapse_use) if self.replay else (survival, synapse_survival)
-        units = Candidates.of(
-            [(groups[n], ranked[n], use[n], self.alive[n]) for n in use],
-            self.rule.level("unit", clock),
-            self.rule.tolerance,
-        )
-        synapses = Candidates.of(
-            [(edges[w], synapse_ranked[w], synapse_use[w], self.synapse_masks[w]) for w in synapse_use],
-            self.rule.level("synapse", clock),
-            self.rule.tolerance,
-        )
         exchange = self._exchange
-        if not self.rule.windowed:
-            taker.all_fallen(units, synapses, permanent=self.rule.permanent)
-        elif clock.q > 0 and self.replay:
-            self.replay.take(taker, units, synapses, self.steps_taken)
-        elif clock.q > 0:
-            exchange = self._choose(taker, units, synapses, clock)
+        if clock.q > 0 or not self.rule.windowed:
+            units = Candidates.of(
+                [(groups[n], ranked[n], use[n], self.alive[n]) for n in use],
+                self.rule.level("unit", clock),
+                self.rule.tolerance,
+            )
+            synapses = Candidates.of(
+                [(edges[w], synapse_ranked[w], synapse_use[w], self.synapse_masks[w]) for w in synapse_use],
+                self.rule.level("synapse", clock),
+                self.rule.tolerance,
+                fallen_only=not (self.replay or self.target.keys() & {"connectivity", "sops"}),
+            )
+            if not self.rule.windowed:
+                taker.all_fallen(units, synapses, permanent=self.rule.permanent)
+            elif self.replay:
+                self.replay.take(taker, units, synapses, self.steps_taken)
+            else:
+                exchange = self._choose(taker, units, synapses, clock)
         alive, masks = self._outcome(taker)
+        timed = None
+        if self._temporal is not None:
+            timed = self._temporal.decide(alive, self._observed_sums, clock, warn=notes.warnings.append)
         report = reported(
             taker,
             notes,
+            timed,
             step=self.steps_taken,
             progress=clock.progress,
             dense=self._dense["connectivity"],
@@ -436,7 +495,7 @@ class DPAP:
             survival=survival,
             alive=alive,
         )
-        return _Decision(survival, synapse_survival, alive, masks, exchange, report)
+        return _Decision(survival, synapse_survival, alive, masks, exchange, timed, report)
 
     def _survived(self, survival: Tensor, growth: Tensor, alive: Tensor, clock: Clock) -> Tensor:
         """Survival after this step; the dead of a permanent rule keep what they died with."""
@@ -510,7 +569,7 @@ class DPAP:
         mask = self.synapse_masks[layer.weight]
         return mask if self.rule.permanent else torch.ones_like(mask)
 
-    def _score(self, layer: Layer, kind: Kind, alive: Tensor) -> Tensor:
+    def _observed_sums(self, layer: Layer) -> Sums:
         sums = self._sums.get((layer.weight, layer.call))
         if sums is None or not sums.samples:
             raise DPAPError(
@@ -519,6 +578,10 @@ class DPAP:
                 fix="run the forward pass inside `with dev.observing():`, and make DPAP before torch.compile (a "
                 "compiled model skips hooks that were added after its first call).",
             )
+        return sums
+
+    def _score(self, layer: Layer, kind: Kind, alive: Tensor) -> Tensor:
+        sums = self._observed_sums(layer)
         weight = self._dense_weight(layer.weight)
         if layer.transposed:
             weight = weight.transpose(0, 1)
@@ -599,6 +662,9 @@ class DPAP:
         self.alive, self.synapse_masks = decision.alive, decision.synapses
         self._exchange = decision.exchange
         report = decision.report
+        if self._temporal is not None and decision.time is not None:
+            self._temporal.commit(decision.time)
+            self._keep_silent(self._temporal)
         if self.rule.permanent:
             if report.deaths:
                 self._update_masks()
@@ -638,6 +704,12 @@ class DPAP:
         if self._shrinker.shrink(units):
             self._update_masks()
             self._observer.fit(self._shrinker.present)
+            if self._temporal is not None:
+                self._keep_silent(self._temporal)
+
+    def _keep_silent(self, temporal: Temporal) -> None:
+        temporal.fit(self.alive, self._shrinker.present)
+        self._observer.receive(temporal.receiving(self.alive))
 
     def _strike_weights(self) -> None:
         """Rule `released`: rows and synapses are multiplied by the mask once; nothing keeps them from growing again."""
@@ -673,6 +745,8 @@ class DPAP:
             )
         self._masks.apply()
         small = compacted(self.model, self._shrinker.present, self.alive)
+        if self._temporal is not None:
+            self._temporal.attach(small, self.alive, self.alive, skip=True)
         enlist(small)
         return small
 
@@ -684,13 +758,18 @@ class DPAP:
         """
         self._masks.apply()
         dense = restored(self.model, self._shrinker.present)
+        if self._temporal is not None:
+            everybody = {name: torch.ones_like(alive) for name, alive in self.alive.items()}
+            self._temporal.attach(dense, self.alive, everybody, skip=False)
         enlist(dense)
         return dense
 
     def close(self) -> None:
-        """Remove every hook. The zeros stay; nothing guards them any more."""
+        """Remove every hook. The zeros stay; nothing guards them any more. Dead time steps stay dead."""
         self._observer.close()
         self._masks.close()
+        if self._temporal is not None:
+            self._temporal.close(self.alive, self._shrinker.present)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs: tensors, numbers and None in nested dicts."""
@@ -712,6 +791,7 @@ class DPAP:
             "survival": dict(self.survival),
             "synapse_masks": dict(self.synapse_masks),
             "synapse_survival": dict(self.synapse_survival),
+            "time": None if self._temporal is None else self._temporal.state_dict(),
             "arrivals": {k: v.clone() for k, v in self._arrivals.items()},
             "sums": {f"{weight}@{call}": sums.state_dict() for (weight, call), sums in self._sums.items()},
         }
@@ -745,6 +825,9 @@ class DPAP:
                 self._sums[(layer.weight, layer.call)] = sums
         if self.rule.permanent:
             self._update_masks()
+        if self._temporal is not None:
+            self._temporal.load_state_dict(state["time"])
+            self._keep_silent(self._temporal)
         self._shrink_to(state["present"])
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
@@ -761,6 +844,13 @@ class DPAP:
                     f"here {here.get(different)}.",
                     fix="build the model and DPAP as in the saved run, then load.",
                 )
+        if self._temporal is not None:
+            self._temporal.check_state(state.get("time"))
+        elif state.get("time") is not None:
+            raise DPAPError(
+                "The saved state is of a run that pruned time steps.",
+                fix=f"make DPAP with time={state['time']['mode']!r}.",
+            )
         for name, there in self._shrinker.present.units.items():
             if bool((state["present"].get(name, there) & ~there).any()):
                 raise DPAPError(
@@ -778,6 +868,9 @@ class DPAP:
         for layer in self._synaptic:
             mask = self._living_synapses(layer)
             lines.append(f"  synapses of {layer.weight}: {int(mask.sum())} of {mask.numel()} alive")
+        if self._temporal is not None:
+            pairs, steps = self._temporal.shares(self.alive)
+            lines.append(f"  time: {pairs:.1%} of the pairs of living units and {steps:.1%} of the layer steps alive")
         if self.graph.ignored:
             lines.append(f"  ignored: {', '.join(self.graph.ignored)}")
         return "\n".join(lines)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dpap.pruning.budget import Taker
+from dpap.temporal import TimeDecision
 
 
 @dataclass(slots=True)
@@ -36,6 +37,14 @@ class DevelopmentReport:
     """Weight -> single synapses that fell below the level."""
     living_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> synapses left, of the weights that lose them one by one; those of dead units are gone too."""
+    died_steps: dict[str, list[int]] = field(default_factory=dict)
+    """Neuron -> time steps at which its whole layer died in this step."""
+    died_pairs: dict[str, int] = field(default_factory=dict)
+    """Neuron -> single (unit, time step) pairs that fell below the level."""
+    living_pairs: float = 1.0
+    """Living pairs / pairs of the living hidden neurons; 1 where time steps are not pruned."""
+    living_steps: float = 1.0
+    """Living layer steps / all of them, likewise."""
     capped: list[str] = field(default_factory=list)
     """Groups and weights where a cap deferred somebody to the next step."""
     skipped: list[str] = field(default_factory=list)
@@ -49,6 +58,8 @@ class DevelopmentReport:
     """Group -> F of each unit."""
     alive: dict[str, Tensor] = field(default_factory=dict)
     """Group -> whether each unit lives."""
+    pairs: dict[str, Tensor] = field(default_factory=dict)
+    """Neuron -> whether each pair lives, (units, T)."""
 
     @property
     def deaths(self) -> int:
@@ -60,6 +71,7 @@ class DevelopmentReport:
 def reported(
     taker: Taker,
     notes: Notes,
+    time: TimeDecision | None = None,
     *,
     step: int,
     progress: float,
@@ -89,11 +101,16 @@ def reported(
         isolated_units=isolated,
         died_synapses=synapses,
         living_synapses={e.weight: int(e.row.sum()) for e in account.edges if e.weight in account.prunable},
-        capped=sorted(taker.bound),
-        skipped=sorted(account.skipped),
+        died_steps={} if time is None else time.died_steps,
+        died_pairs={} if time is None else time.died_pairs,
+        living_pairs=1.0 if time is None else time.living_pairs,
+        living_steps=1.0 if time is None else time.living_steps,
+        capped=sorted(taker.bound) + ([] if time is None else time.capped),
+        skipped=sorted(account.skipped) + ([] if time is None else time.skipped),
         warnings=notes.warnings,
         at_threshold=notes.at_threshold,
         use=dict(use),
         survival=dict(survival),
         alive=dict(alive),
+        pairs={} if time is None else time.pairs,
     )

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from dpap.config import Config, read_config
-from dpap.data import SOURCES, DataSpec, load_dataset
 from dpap.errors import DPAPError, unknown_name
 from dpap.io import MANIFEST, load
 from dpap.models import build, built_from
 from dpap.recipes import RECIPES, recipe
 from dpap.training.checkpoint import RunFolder
+from dpap.training.data import spec_of
 
 OTHERS = "a config.toml, a run folder, the folder of a saved model, timm:NAME, module:FUNCTION, file.py:FUNCTION"
 
@@ -58,14 +58,17 @@ def find_model(name: str, *, shape: Sequence[int] | None = None, batch: int = 2)
         raise DPAPError(
             f"A batch of {batch} samples of shape {sample} is empty.", where=name, fix="give sizes of at least 1"
         )
-    return found.model, torch.rand(batch, *sample, generator=torch.Generator().manual_seed(0))
+    steps = () if found.steps is None else (found.steps,)
+    return found.model, torch.rand(*steps, batch, *sample, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
     model: nn.Module
     shape: tuple[int, ...] | None = None
-    """Of one sample, where it is known."""
+    """Of one sample, where it is known; of one frame of it, where it has several."""
+    steps: int | None = None
+    """Frames of a sample; None: it is a still picture."""
     example: Any = None
     """A batch, where there is one."""
 
@@ -83,7 +86,7 @@ def _found(name: str) -> _Found:
     if folder.is_dir():
         run = RunFolder.open(folder)
         finished = (run.model_path / MANIFEST).is_file()
-        return _saved(run.model_path) if finished else _of_config(run.config())
+        return replace(_saved(run.model_path), steps=_frames(run.config())) if finished else _of_config(run.config())
     if ":" in name:
         return _of_code(name)
     raise DPAPError(
@@ -92,15 +95,14 @@ def _found(name: str) -> _Found:
 
 
 def _of_config(config: Config) -> _Found:
-    spec = _spec(config)
+    spec = spec_of(config)
     model = build(config.model.name, shape=spec.shape, classes=len(spec.classes), **config.model.arguments())
-    return _Found(model=model, shape=spec.shape)
+    return _Found(model=model, shape=spec.shape, steps=_frames(config))
 
 
-def _spec(config: Config) -> DataSpec:
-    """The facts of the data; those of a published set are known without it."""
-    name = config.data.name
-    return SOURCES[name].spec if name in SOURCES else load_dataset(name, config.data.path).spec
+def _frames(config: Config) -> int | None:
+    """Frames of a sample, as the network of a config receives it."""
+    return config.model.num_steps if spec_of(config).timed else None
 
 
 def _saved(folder: Path) -> _Found:

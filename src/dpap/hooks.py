@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+_STRUCTURE: ContextVar[bool] = ContextVar("structure", default=False)
+
+
+@contextmanager
+def structure_alone() -> Iterator[None]:
+    """Inside, a network with dead time steps runs as if it had none: what matters is what it is made of."""
+    token = _STRUCTURE.set(True)
+    try:
+        yield
+    finally:
+        _STRUCTURE.reset(token)
+
+
+def looks_at_structure() -> bool:
+    """Whether `structure_alone` is entered."""
+    return _STRUCTURE.get()
 
 
 class OwnHook:

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,9 +27,12 @@ from dpap.atomic import replace_file
 from dpap.errors import DPAPError
 from dpap.graph.module_rules import follow_all, require_rule
 from dpap.models import MODELS, build, built_from
+from dpap.timing import MODES, Mode, TimeGraph, Timing, timing_of, without_timing
 
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
-FORMAT, FORMAT_VERSION = "dpap.model", 1
+FORMAT, FORMAT_VERSION = "dpap.model", 2
+TIMELESS_VERSION = 1
+"""Of a network without dead time steps: what reads no more than that can read it."""
 STATE_TENSORS, STATE = "tensors.safetensors", "state.json"
 STATE_FORMAT, STATE_VERSION = "dpap.state", 1
 
@@ -56,12 +59,13 @@ def save(model: nn.Module, path: str | Path, *, alive: Mapping[str, Tensor] | No
     folder = Path(path)
     packed = _Packed()
     names = {name: packed.add(tensor, name) for name, tensor in _tensors(model).items()}
+    time = _packed_time(model, packed)
     data = packed.data()
     dense = _dense_shapes(model)
     made = built_from(model)
     manifest = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": TIMELESS_VERSION if time is None else FORMAT_VERSION,
         "dpap_version": dpap_version(),
         "built_from": asdict(made) if made else None,
         "tensors": {
@@ -73,6 +77,7 @@ def save(model: nn.Module, path: str | Path, *, alive: Mapping[str, Tensor] | No
             group: {"of": len(units), "kept": units.nonzero().flatten().tolist()}
             for group, units in (alive or {}).items()
         },
+        "time": time,
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     with writing(folder):
@@ -104,11 +109,60 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         values = {name: tensors[entry["stored_as"]] for name, entry in entries.items()}
         dense = {name: entry["dense_shape"] for name, entry in entries.items()}
         made = manifest["built_from"]
-    except (KeyError, TypeError, AttributeError) as error:
+        time = _Time.of(manifest.get("time"), tensors)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _damaged(folder / MANIFEST, f"{error} is missing or not as it should be") from error
-    if model is not None:
-        return _fill(model, values, dense, folder)
-    return _fill(_rebuild(made, folder), values, dense, folder, keep_dtype=True).eval()
+    given = _rebuild(made, folder) if model is None else model
+    if time is not None:
+        time.check(given, folder)
+    filled = _fill(given, values, dense, folder, keep_dtype=model is None)
+    without_timing(filled)
+    if time is not None:
+        Timing(filled, time.times, time.mode).update(time.pairs)
+    return filled.eval() if model is None else filled
+
+
+@dataclass(frozen=True, slots=True)
+class _Time:
+    """The dead time steps of a saved network."""
+
+    times: TimeGraph
+    mode: Mode
+    pairs: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, entry: Any, tensors: Mapping[str, Tensor]) -> _Time | None:
+        if entry is None:
+            return None
+        times = TimeGraph.from_json(entry["graph"])
+        pairs = {name: tensors[key] for name, key in entry["pairs"].items()}
+        if entry["mode"] not in MODES or {n.name: (n.units, times.num_steps) for n in times.neurons} != {
+            name: tuple(alive.shape) for name, alive in pairs.items()
+        }:
+            raise ValueError("time")
+        return cls(times, entry["mode"], pairs)
+
+    def check(self, model: nn.Module, folder: Path) -> None:
+        modules = dict(model.named_modules())
+        wanted = {n.name for n in self.times.neurons} | {layer.name for layer in self.times.layers}
+        missing = sorted(wanted - modules.keys())
+        if missing:
+            raise DPAPError(
+                f"The saved network has dead time steps in {_some(missing)}, which this network does not have.",
+                where=str(folder),
+                fix="pass the network that was saved, dense or of the saved widths",
+            )
+
+
+def _packed_time(model: nn.Module, packed: _Packed) -> dict[str, Any] | None:
+    timing = timing_of(model)
+    if timing is None:
+        return None
+    return {
+        "mode": timing.mode,
+        "graph": timing.times.to_json(),
+        "pairs": {name: packed.add(alive, f"pairs of {name}") for name, alive in timing.pairs.items()},
+    }
 
 
 def kept_units(path: str | Path) -> dict[str, tuple[int, list[int]]]:

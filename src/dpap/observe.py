@@ -8,7 +8,7 @@ step, its calls of a pass are put together as the T steps.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class Observer:
         mean_positions: Average over space; else sum.
         rectify: Take the size of what may be negative.
         weigh_arrivals: Also count arriving spikes, for a target of synaptic operations.
+        whole: Puts the time steps that were left out back into what enters or leaves a module.
         whole_block: A pass is an `observing()` block, not a call of the model.
     """
 
@@ -52,15 +53,17 @@ class Observer:
         rectify: bool,
         weigh_arrivals: bool,
         whole_block: bool,
+        whole: Callable[[str, str, Tensor], Tensor] = lambda module, side, x: x,
     ) -> None:
         self.num_steps, self.layers, self.on_layer = graph.num_steps, tuple(layers), on_layer
         self.mean_positions, self.rectify, self.whole_block = mean_positions, rectify, whole_block
-        self.on = False
+        self.on, self._whole = False, whole
         self._seen: dict[Site, Tensor] = {}
         self._one_by_one: dict[Site, list[Tensor]] = defaultdict(list)
         """What was seen of each step, where the steps are calls."""
         self._arrived: dict[Site, Tensor] = {}
         self.weigh_arrivals = weigh_arrivals
+        self._receiving: dict[Site, Tensor] = {}
         self.fit(Present.whole(model, graph))
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
         sites = {s for layer in self.layers for s in (layer.pre, layer.post) if s is not None}
@@ -76,7 +79,8 @@ class Observer:
         )
         for name in sorted({module for module, _, _ in self._sites}):
             module = model.get_submodule(name)
-            self._handles.append(module.register_forward_pre_hook(OwnHook(partial(self._enter, name))))
+            # First of all: others leave out steps at which nothing is needed.
+            self._handles.append(module.register_forward_pre_hook(OwnHook(partial(self._enter, name)), prepend=True))
             self._handles.append(module.register_forward_hook(OwnHook(partial(self._leave, name))))
 
     def fit(self, present: Present) -> None:
@@ -93,6 +97,10 @@ class Observer:
             if self.weigh_arrivals and layer.pre is not None and layer.spike_divisor is not None:
                 reading = torch.from_numpy(layer.spike_divisor * layer.fanout)
                 self._reading[layer.pre] = reading if entries is None else reading[entries]
+
+    def receive(self, shares: Mapping[Site, Tensor]) -> None:
+        """Count of arriving spikes only this share at each step, (T,): at the others what they reach is dead."""
+        self._receiving = dict(shares)
 
     def close(self) -> None:
         """Remove every hook."""
@@ -145,13 +153,16 @@ class Observer:
         self._calls[(name, side)] += 1
         site = self._sites.get((name, side, call % self._per_step.get((name, side), call + 1)))
         if site is not None:
+            tensor = self._whole(name, side, tensor.detach())
             if site.layout == "call per step":
-                self._one_by_one[site].append(self._reduced(site, tensor.detach()))
+                self._one_by_one[site].append(self._reduced(site, tensor))
             else:
-                self._seen[site] = self._reduced(site, tensor.detach())
+                self._seen[site] = self._reduced(site, tensor)
             if site in self._reading:
-                x, axis = self._time_first(site, tensor.detach())
+                x, axis = self._time_first(site, tensor)
                 arriving = x * self._reading[site].to(x.device, torch.promote_types(x.dtype, torch.float32))
+                if site in self._receiving and len(x) == self.num_steps:
+                    arriving = arriving * self._receiving[site].to(arriving).view(-1, *[1] * (arriving.dim() - 1))
                 arriving = arriving.sum([d for d in range(x.dim()) if d != axis], dtype=torch.float64)
                 self._arrived[site] = self._arrived[site] + arriving if site in self._arrived else arriving
 

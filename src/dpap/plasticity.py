@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dpap.errors import DPAPError
 
-Kind = Literal["unit", "synapse"]
+Kind = Literal["unit", "synapse", "pair", "step"]
+"""What competes: units, synapses, the time steps of a unit, the time steps of a layer."""
 
 
 def spike_trace(spikes: Float[Tensor, " T *N"], decay: float) -> Float[Tensor, "*N"]:
@@ -155,6 +156,25 @@ def stdp_update(pre: Float[Tensor, "T B I"], post: Float[Tensor, "T B O"], decay
     return change
 
 
+def time_importance(pre: Float[Tensor, "seen B"], post: Float[Tensor, "T B O"], decay: float) -> Float[Tensor, "O T"]:
+    """What each step is worth to each unit, summed over samples; paper, Eq. (8): the trace of its inputs up to that
+    step times what it fires in it.
+
+    Args:
+        pre: Activity summed over the living inputs; what came once is the same at every step.
+        post: Spikes.
+        decay: Of the trace. It runs on over steps at which units are dead.
+
+    >>> time_importance(torch.tensor([[1.0], [1.0]]), torch.tensor([[[1.0]], [[2.0]]]), decay=0.5).tolist()
+    [[1.0, 3.0]]
+    """
+    trace, used = torch.zeros_like(pre[0]), []
+    for pre_t, post_t in zip(pre.expand(len(post), -1), post, strict=True):
+        trace = decay * trace + pre_t
+        used.append(trace @ post_t)
+    return torch.stack(used, 1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
     """What a score may look at: one layer, one development step. All tensors are read-only by agreement."""
@@ -228,6 +248,7 @@ class WindowSums:
         dtype: Of the sums.
         device: Of the sums.
         stdp: Keep the STDP sum, with the trace `decay`.
+        num_steps: T where Eq. (8) is summed for every unit and step; 0: it is not.
     """
 
     def __init__(
@@ -239,6 +260,7 @@ class WindowSums:
         dtype: torch.dtype,
         device: torch.device,
         stdp: bool = False,
+        num_steps: int = 0,
         decay: float = 0.5,
     ) -> None:
         self.pairs, self.decay = pairs, decay
@@ -247,6 +269,7 @@ class WindowSums:
         shapes |= {"x": (inputs,), "rate_x": (inputs,)}
         matrices = {"xy": (units, inputs), "xyy": (units, inputs)} if pairs else {}
         matrices |= {"stdp": (units, inputs if pairs else 1)} if stdp else {}
+        matrices |= {"time": (units, num_steps)} if num_steps else {}
         self.sums = {
             name: torch.zeros(shape, dtype=dtype, device=device) for name, shape in (shapes | matrices).items()
         }
@@ -277,6 +300,8 @@ class WindowSums:
         if "xy" in s:
             s["xy"].addmm_(y.T, x)
             s["xyy"].addmm_(squared.T, x)
+        if "time" in s:
+            s["time"] += time_importance(pre @ living.to(pre), post, self.decay)
         if "stdp" in s:
             pre = pre.expand(len(post), *pre.shape[1:])
             s["stdp"] += stdp_update(pre if self.pairs else pre @ living.to(pre)[:, None], post, self.decay)
@@ -335,10 +360,13 @@ class SlidingSums:
         reset: bool,
         dtype: torch.dtype,
         device: torch.device,
+        num_steps: int = 0,
+        decay: float = 0.5,
     ) -> None:
-        self.per_slot, self.reset = per_slot, reset
+        self.per_slot, self.reset, self.decay = per_slot, reset, decay
         self.samples, self.num = 0, 0
         shapes = dict.fromkeys(("y", "bcm_rows", "spine"), (units,)) | ({"bcm": (units, inputs)} if pairs else {})
+        shapes |= {"time": (units, num_steps)} if num_steps else {}
         self.sums = {n: torch.zeros(shape, dtype=dtype, device=device) for n, shape in shapes.items()}
         self.theta: Tensor | None = None
 
@@ -368,6 +396,8 @@ class SlidingSums:
         s["spine"] += total @ (y * change)
         if "bcm" in s:
             s["bcm"] += bcm_update(x, y, self.theta)
+        if "time" in s:
+            s["time"] += time_importance(pre @ living.to(pre), post, self.decay)
         self.samples += len(y)
         self.num += 1
         self.theta = slide_threshold(self.theta, y if self.per_slot else y.mean(0), self.num)

@@ -65,6 +65,8 @@ class Rule:
     classifier: bool = True
     """Whether synapses onto protected units (the classifier's) are prunable."""
     needs_neurons: bool = False
+    time_kinds: frozenset[Kind] = frozenset()
+    """What dies where time steps are pruned: pairs of a unit and a step, steps of a layer."""
 
 
 def dpap(
@@ -72,6 +74,8 @@ def dpap(
     score: Score | str = spine,
     kappa_unit: float = 0.6,
     kappa_synapse: float = 1.0,
+    kappa_pair: float = 0.5,
+    kappa_step: float = 0.3,
     kinds: frozenset[Kind] = frozenset({"unit", "synapse"}),
     leaks: bool = True,
     rises: bool = True,
@@ -82,11 +86,15 @@ def dpap(
         score: What a unit or synapse is worth to its siblings.
         kappa_unit: Level at the end of the window, as a share of the average sibling's use.
         kappa_synapse: The same for synapses.
+        kappa_pair: For the steps of a unit, where time steps are pruned.
+        kappa_step: For the steps of a layer, likewise.
         kinds: What dies: units, synapses or both.
         leaks: False (ablation): survival is the mean over all steps so far, nothing is forgotten.
         rises: False (ablation): the level stands at its end value from the start of the window.
     """
-    kappa: dict[Kind, float] = {"unit": kappa_unit, "synapse": kappa_synapse}
+    kappa: dict[Kind, float] = {
+        "unit": kappa_unit, "synapse": kappa_synapse, "pair": kappa_pair, "step": kappa_step
+    }  # fmt: skip
 
     def gamma(clock: Clock) -> float:
         return leak(clock.elapsed, clock.memory) if leaks else clock.epoch / (clock.epoch + 1)
@@ -106,6 +114,7 @@ def dpap(
         tolerance=1e-6,
         kinds=kinds,
         windowed=True,
+        time_kinds=frozenset({"pair", "step"}),
     )
 
 
@@ -135,7 +144,7 @@ def paper(*, beta: float = 5.0, spine: Literal["sum of products", "product of su
     """
 
     def links(layer: LayerKind, kind: Kind, clock: Clock) -> tuple[Link, ...]:
-        c = CONSTANTS[layer]
+        c = CONSTANTS["linear" if kind == "pair" else layer]  # the paper gives none for pairs
         return min_max, offset(c.eps), bonus(c.bonus, at_zero=True), times(math.exp(-clock.epoch / c.eta))
 
     def score(stats: Stats) -> Tensor:
@@ -160,6 +169,7 @@ def paper(*, beta: float = 5.0, spine: Literal["sum of products", "product of su
         level=lambda kind, clock: 0.0,
         tolerance=0.0,
         windowed=False,
+        time_kinds=frozenset({"pair"}),
     )
 
 

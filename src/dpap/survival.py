@@ -62,8 +62,8 @@ def relative(score: Float[Tensor, "*rows N"], alive: Bool[Tensor, "*rows N"]) ->
     score = torch.where(alive, score, 0)
     total = score.sum(-1, keepdim=True)
     informed = score * (score.shape[-1] / torch.where(total > 0, total, 1))
-    even = alive * (score.shape[-1] / alive.sum(-1, keepdim=True).clamp(min=1))
-    return torch.where(total > 0, informed, even.to(score))
+    even = alive.to(score) * score.shape[-1] / alive.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(total > 0, informed, even)
 
 
 def uninformed(score: Float[Tensor, "*rows N"], alive: Bool[Tensor, "*rows N"]) -> int:

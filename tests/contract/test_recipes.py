@@ -11,9 +11,10 @@ from tiny_runs import tiny
 
 from dpap.config import from_dict, to_toml
 from dpap.errors import DPAPError
-from dpap.models import MODELS
+from dpap.models import MODELS, build
 from dpap.recipes import DEFAULT_RECIPE, RECIPES, recipe
 from dpap.report.history import read_history
+from dpap.training.data import spec_of
 from dpap.training.loop import train
 
 
@@ -58,6 +59,21 @@ def test_a_tiny_run_of_a_recipe_learns_and_reaches_its_target(name: str, tmp_pat
     if recipe(name).development.rule == "dpap":
         assert 0.35 < done.result.connectivity < 0.41  # the last unit to die may be 5 % of so small a network
     assert epochs[-1].connectivity == pytest.approx(done.result.connectivity, abs=1e-12)
+
+
+def test_the_network_of_nmnist_is_the_papers() -> None:
+    config = recipe("nmnist-snn")
+    spec = spec_of(config)
+    model = build(config.model.name, shape=spec.shape, classes=len(spec.classes), **config.model.arguments())
+    assert sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() > 1) == 776_670
+    assert spec.num_steps == 20
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if recipe(name).data.events])
+def test_recipes_of_events_leave_nothing_out_and_test_on_other_samples(name: str) -> None:
+    config = recipe(name)
+    assert not config.data.test_on_train
+    assert config.data.on_bad_sample == "error"
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -39,6 +39,7 @@ def test_code_of_a_page_runs(page: Path, library: str, tmp_path: Path, monkeypat
     if library:
         getattr(foreign, library)()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # frames of recordings are cached
     text = page.read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": "__main__"}
     for match in BLOCK.finditer(text):

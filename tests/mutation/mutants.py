@@ -1,7 +1,8 @@
-"""Break one line of the method at a time and see a test fail: `python tests/mutation/mutants.py [PATTERN]`.
+"""Break one line of the method at a time and see a test fail: `python tests/mutation/mutants.py [PATTERN [RECORD]]`.
 
 Each mutant is a copy of the package with one change; the tests of the method run against it and stop at the first
 failure. A mutant that survives is a test that is missing. Not part of the default suite: it takes about half an hour.
+With a file RECORD the verdicts are added to it, and mutants that are in it are left out: so a run can be resumed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +44,7 @@ MUTANTS = (
     Mutant(P, "return (theta * (num - 1) + post) / num", "return (theta * num + post) / (num + 1)"),
     Mutant(P, "change = (post_squared - depression).abs()", "change = (post_squared - depression).clamp(min=0)"),
     Mutant(P, "return (change * mean_activity).sqrt()", "return change * mean_activity"),
-    Mutant(P, "return weight.abs() * change", "return change"),
+    Mutant(P, "return weight.abs() * use", "return use"),
     Mutant(P, "return post_squared + theta * post", "return post_squared - theta * post"),
     Mutant(
         P,
@@ -68,7 +70,7 @@ MUTANTS = (
         "score * (alive.sum(-1, keepdim=True) / torch.where(total > 0, total, 1))",
     ),
     Mutant(S, "alive * (score.shape[-1] / alive.sum", "alive * (1 / alive.sum"),
-    Mutant(S, "return torch.full_like(score, 0.5)", "return torch.zeros_like(score)"),
+    Mutant(S, "else torch.full_like(score, 0.5)", "else torch.zeros_like(score)"),
     Mutant(S, "percentile(score[alive], percent)).clamp(0, 1)", "percentile(score[alive], percent))"),
     Mutant(S, "top > low else torch.full_like(score, 0.5)", "top > low else (score > low).to(score)"),
     Mutant(S, "return lambda score, alive: 2 * score - eps", "return lambda score, alive: score - eps"),
@@ -104,12 +106,12 @@ MUTANTS = (
     Mutant(D, "weight[~rows] = 0", "pass"),
     Mutant(C, "rate > self.previous", "rate < self.previous"),
     Mutant(C, "rate < self.peak / 4", "rate < self.peak / 1.5"),
-    Mutant(D, "        self._masks.apply()\n        return compacted", "        return compacted"),
+    Mutant(D, "        self._masks.apply()\n        small = compacted", "        small = compacted"),
     Mutant(D, "torch.autocast(post.device.type, enabled=False)", "torch.autocast(post.device.type, enabled=True)"),
 )
 
 
-def survives(mutant: Mutant) -> bool:
+def survives(mutant: Mutant, tests: Sequence[str]) -> bool:
     """Whether all tests pass on the mutant.
 
     Raises:
@@ -126,7 +128,7 @@ def survives(mutant: Mutant) -> bool:
         if text.count(mutant.old) != 1:
             raise ValueError(f"{mutant.file}: {mutant.old!r} is there {text.count(mutant.old)} times")
         path.write_text(text.replace(mutant.old, mutant.new))
-        command = [sys.executable, "-m", "pytest", "-xq", "--tb=no", "-p", "no:cacheprovider", *TESTS]
+        command = [sys.executable, "-m", "pytest", "-xq", "--tb=no", "-p", "no:cacheprovider", *tests]
         environment = {**os.environ, "PYTHONPATH": str(copy / "src")}
         code = subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode
         if code not in (0, 1):  # 1: some test failed; all else says nothing about the tests
@@ -134,24 +136,23 @@ def survives(mutant: Mutant) -> bool:
         return code == 0
 
 
-def main(pattern: str = "") -> int:
-    alive = 0
-    chosen = [m for m in MUTANTS if pattern in f"{m.file} {m.old}"]
-    for mutant in chosen:
-        survived = survives(mutant)
-        alive += survived
-        print(
-            "SURVIVED" if survived else "killed  ",
-            mutant.file,
-            "|",
-            mutant.old.strip(),
-            "->",
-            mutant.new.strip(),
-            flush=True,
-        )
-    print(f"{len(chosen) - alive} of {len(chosen)} mutants killed")
+def main(
+    pattern: str = "", record: str = os.devnull, *, mutants: Sequence[Mutant] = MUTANTS, tests: Sequence[str] = TESTS
+) -> int:
+    """Print the verdict on each mutant; 1 if one survived, in this run or in a run before that left the record."""
+    path = Path(record)
+    verdicts = path.read_text().splitlines() if path.exists() else []
+    for mutant in mutants:
+        text = f"{mutant.file} | {mutant.old!r} -> {mutant.new!r}"
+        if pattern in f"{mutant.file} {mutant.old}" and not any(verdict.endswith(text) for verdict in verdicts):
+            verdicts.append(f"{'SURVIVED' if survives(mutant, tests) else 'killed  '} {text}")
+            print(verdicts[-1], flush=True)
+            with path.open("a") as file:
+                file.write(verdicts[-1] + "\n")
+    alive = sum(verdict.startswith("SURVIVED") for verdict in verdicts)
+    print(f"{len(verdicts) - alive} of {len(verdicts)} mutants killed")
     return int(alive > 0)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(*sys.argv[1:2]))
+    raise SystemExit(main(*sys.argv[1:3]))

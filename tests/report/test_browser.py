@@ -140,6 +140,42 @@ def test_the_plots_are_there_and_seen(browser: Browser, reports: dict[str, Path]
     assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 1)")
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_of_time_is_seen(browser: Browser, reports: dict[str, Path], width: int) -> None:
+    browser.open(reports["time"], width)
+    sizes = browser.run(
+        "Object.fromEntries(['#pair-maps img', '#rasters img', '.film img', '.step-bars', '.step-bars i'].map(s =>"
+        " [s, [...document.querySelectorAll(s)].map(e => e.getBoundingClientRect()).map(b => [b.width, b.height])]))"
+    )
+    assert {name: len(found) for name, found in sizes.items()} == {
+        "#pair-maps img": 3,
+        "#rasters img": 3,
+        ".film img": 30,
+        ".step-bars": 3,
+        ".step-bars i": 60,
+    }
+    for name in ("#pair-maps img", "#rasters img", ".film img", ".step-bars"):
+        assert min(min(size) for size in sizes[name]) > 50, name
+    assert min(width for width, _ in sizes[".step-bars i"]) > 3
+    assert browser.run("[...document.images].every(i => i.complete && i.naturalWidth > 1)")
+    for name in ("anytime", "living-steps"):
+        ending = "" if width == 1280 else "-narrow"
+        assert browser.run(f"document.getElementById('{name}{ending}').getBoundingClientRect().height") > 50
+
+
+def test_the_pointer_counts_time_steps(browser: Browser, reports: dict[str, Path]) -> None:
+    browser.open(reports["time"], 1280)
+    x, y, width = browser.run(
+        "(s => { s.scrollIntoView({block: 'center', behavior: 'instant'});"
+        " const b = s.getBoundingClientRect(), k = b.width / s.viewBox.baseVal.width;"
+        " return [b.left + 48 * k, b.top + b.height / 2, (s.dataset.right - 48) * k]; })"
+        "(document.getElementById('anytime'))"
+    )
+    browser.move(x + width * 0.3, y)
+    assert browser.run("document.querySelector('figure:has(#anytime) .at').textContent") == "time step 3"
+    assert browser.run("document.querySelector('figure:has(#anytime) .value').textContent") == "88.50 %"
+
+
 def test_a_small_screen_gets_the_small_drawings(browser: Browser, reports: dict[str, Path]) -> None:
     seen = {}
     for width in WIDTHS:

@@ -24,7 +24,17 @@ from dpap.report.history import read_history
 from dpap.training.loop import resume, train
 
 FLAGS = {
-    "train": {"--set", "--epochs", "--seed", "--out", "--device", "--data-dir", "--no-control", "--shrink"},
+    "train": {
+        "--set",
+        "--epochs",
+        "--seed",
+        "--out",
+        "--device",
+        "--data-dir",
+        "--no-control",
+        "--shrink",
+        "--on-bad-sample",
+    },
     "resume": {"--data-dir"},
     "evaluate": {"--data-dir"},
     "report": set(),

@@ -303,7 +303,7 @@ def test_a_loss_of_every_step_needs_time() -> None:
 
 
 def test_data_sets_of_ones_own_need_a_path_and_others_have_none() -> None:
-    assert {"images", "npz"} == NEED_PATH
+    assert {"images", "npz", "events"} == NEED_PATH
     assert DATASETS.keys() >= NEED_PATH
     for name in NEED_PATH:
         with pytest.raises(DPAPError, match=r"data\.path = none") as caught:
@@ -346,3 +346,16 @@ def test_the_control_of_a_released_run_sees_the_same_batches() -> None:
     released = override(Config(), {"development.rule": "released"})
     assert released.as_control().data.full_batches
     assert not Config().as_control().data.full_batches
+
+
+def test_time_steps_are_pruned_where_a_step_means_the_same_in_every_sample() -> None:
+    events = DataConfig(name="nmnist", framing="count")
+    pruned = DevelopmentConfig(time="leak")
+    with pytest.raises(DPAPError, match="data.framing"):
+        Config(data=events, development=pruned)
+    Config(data=events)
+    Config(data=dataclasses.replace(events, framing="time"), development=pruned)
+    with pytest.raises(DPAPError, match="development.target.pairs"):
+        DevelopmentConfig(target=TargetConfig(pairs=0.5))
+    with pytest.raises(DPAPError, match="development.target.steps"):
+        DevelopmentConfig(target=TargetConfig(steps=0.5))

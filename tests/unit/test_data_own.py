@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset, TensorDataset
 
-from dpap.data import DATASETS, NEED_PATH, from_torch, load_dataset, load_images, load_npz
+from dpap.data import DATASETS, EVENTS, NEED_PATH, from_torch, load_dataset, load_images, load_npz
 from dpap.errors import DPAPError
 
 COUNT = 60
@@ -477,7 +477,9 @@ def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_by_name(tmp_path: Path) -> None:
-    assert set(DATASETS) == {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "images", "npz"}
+    pictures = {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "images", "npz"}
+    assert DATASETS.keys() - EVENTS.keys() == pictures
+    assert {"nmnist", "dvsgesture", "cifar10dvs", "ncaltech101", "shd", "ssc", "events"} <= EVENTS.keys()
     assert load_dataset("npz", write(tmp_path)).spec.name == "mine"
     assert load_dataset("images", str(folder(tmp_path / "pets"))).spec.name == "pets"
     assert load_dataset("digits").spec.name == "digits"

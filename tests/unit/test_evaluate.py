@@ -124,7 +124,7 @@ def test_training_never_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.
     train(config, tmp_path / "a")
     data = load_dataset("digits")
     data.test.images.mul_(0.5)
-    monkeypatch.setattr("dpap.training.run.load_dataset", lambda name, path: data)
+    monkeypatch.setattr("dpap.training.data.load_dataset", lambda name, path: data)
     train(config, tmp_path / "b")
     a, b = (read_history(tmp_path / name / "history.jsonl") for name in "ab")
     assert [line.loss for line in a.epochs] == [line.loss for line in b.epochs]

@@ -29,14 +29,17 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "neurons"},
     "data": {"atomic", "errors"},
     "report": {"atomic", "errors", "metrics"},
-    "graph": {"errors", "neurons"},
-    "metrics": {"errors", "graph"},
+    "graph": {"errors", "hooks", "neurons"},
+    "metrics": {"errors", "graph", "timing"},
     "scores": {"errors", "plasticity"},
+    "timing": {"errors", "graph", "hooks", "neurons"},
+    "temporal": {"errors", "graph", "plasticity", "pruning", "rules", "survival", "timing"},
     "rules": {"errors", "graph", "plasticity", "scores", "survival"},
     "observe": {"errors", "graph", "hooks", "plasticity", "pruning"},
-    "pruning": {"errors", "graph", "hooks", "metrics", "survival"},  # metrics: a target of latency is met by measuring
+    # metrics: a target of latency is met by measuring
+    "pruning": {"errors", "graph", "hooks", "metrics", "survival", "timing"},
     "schedule": {"errors", "survival"},
-    "development": {"pruning"},
+    "development": {"pruning", "temporal"},
     # the one reader of a run's history outside reports: a record says how many die
     "replay": {"development", "errors", "graph", "pruning", "report", "schedule"},
     "developer": {
@@ -52,8 +55,10 @@ ALLOWED: dict[str, set[str]] = {
         "schedule",
         "scores",
         "survival",
+        "temporal",
+        "timing",
     },
-    "io": {"atomic", "errors", "graph", "models", "pruning"},
+    "io": {"atomic", "errors", "graph", "models", "pruning", "timing"},
     "config": {"data", "errors", "models", "rules", "scores"},
     "recipes": {"config", "errors"},
     "training": {
@@ -70,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
         "rules",
         "scores",
+        "timing",
     },
     "inspect": {"graph", "metrics", "survival"},
     "find_model": {"config", "data", "errors", "io", "models", "recipes", "training"},

@@ -120,10 +120,17 @@ def test_a_recipe() -> None:
 
 
 def test_a_recipe_needs_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dpap.find_model.load_dataset", lambda *_: pytest.fail("data were read"))
+    monkeypatch.setattr("dpap.training.data.load_dataset", lambda *_: pytest.fail("data were read"))
     model, example = find_model("cifar10-snn-small")
     assert example.shape == (2, 3, 32, 32)
     assert model.classifier.out_features == 10
+
+
+def test_a_recipe_on_events_has_frames_for_an_example() -> None:
+    _, example = find_model("nmnist-snn", batch=3)
+    assert example.shape == (20, 3, 2, 34, 34)
+    _, example = find_model("nmnist-snn", batch=3, shape=(2, 36, 40))
+    assert example.shape == (20, 3, 2, 36, 40)
 
 
 def test_a_config_file() -> None:

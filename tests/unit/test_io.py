@@ -202,7 +202,7 @@ DAMAGE = {
     "manifest cut short": (manifest_cut_short, "not JSON"),
     "foreign manifest": (foreign_manifest, r"not a dpap\.model file"),
     "no mapping": (list_manifest, r"not a dpap\.model file"),
-    "newer": (edited(format_version=2), "format version 2; this dpap .* reads 1 to 1"),
+    "newer": (edited(format_version=3), "format version 3; this dpap .* reads 1 to 2"),
     "no version": (edited(format_version="one"), "format version one"),
     "no entries": (edited(tensors=None), "not as it should be"),
     "wrong key": (

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dpap.graph.front import find_groups
+from dpap.graph.group import Site
 from dpap.metrics import FiringRate, RateCounter
+from dpap.metrics.rates import active_shares
 from dpap.models import ConvNet
 from dpap.neurons import IF, Repeat
 
@@ -131,3 +135,50 @@ def test_the_hooks_are_gone_afterwards() -> None:
     model = relu_net()
     rates(model, INPUTS)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_every_step_by_hand() -> None:
+    """The neuron of `test_spikes_per_neuron_and_step`: current 0.5 fires at steps 2 and 4, current 1 at all."""
+    model = Spiking()
+    with torch.no_grad():
+        model.conv.weight.copy_(torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1))
+    x = torch.tensor([[0.5, 1.0], [0.0, 1.0]]).reshape(2, 1, 1, 2)
+    with RateCounter(model, find_groups(model, x)) as counter, torch.no_grad():
+        model(x[:1])
+        model(x[1:])
+    (found,) = counter.per_step().values()
+    assert found.tolist() == [[0.5, 0.75, 0.5, 0.75], [0.0] * 4]
+
+
+def test_the_steps_of_a_loop_are_the_calls() -> None:
+    class Looped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.act, self.head = nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.head(self.act(self.first(step))) for step in x]).mean(0)
+
+    model = Looped()
+    with torch.no_grad():
+        model.first.weight.copy_(torch.eye(2))
+    x = torch.tensor([[[1.0, -1.0], [1.0, 1.0]], [[-1.0, -1.0], [1.0, -1.0]], [[-1.0, -1.0], [-1.0, -1.0]]])
+    (site,) = {s.module: s for s in find_groups(model, x).group("first").sites}.values()
+    graph = find_groups(model, x)
+    looped = replace(graph.group("first"), sites=(replace(site, call=0, layout="call per step"),))  # as of a neuron
+    with RateCounter(model, replace(graph, groups=(looped,), num_steps=3)) as counter, torch.no_grad():
+        model(x)
+        model(x)
+    assert counter.per_step()["act"].tolist() == [[1.0, 0.5, 0.0], [0.5, 0.0, 0.0]]
+    assert plain(counter.count()) == {"first": (2, 0, round(2 / 6, 12))}
+
+
+@pytest.mark.parametrize("layout", ["T,B", "T*B"])
+def test_shares_of_each_step_in_any_layout(layout: str) -> None:
+    """Three steps, two samples, one unit at two positions: unit 0 fires at step 1 of sample 0, at one position."""
+    x = torch.zeros(3, 2, 1, 2)
+    x[1, 0, 0, 0] = 1
+    folded = layout == "T*B"
+    site = Site(module="", call=0, side="output", layout="T*B" if folded else "T,B", axis=1 if folded else 2)
+    shares, samples = active_shares(x.flatten(0, 1) if folded else x, site, 3)
+    assert (shares.tolist(), samples) == ([[0.0], [0.25], [0.0]], 2)

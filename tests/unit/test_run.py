@@ -82,7 +82,7 @@ def colour(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     }
     spec = replace(digits.spec, shape=(3, 8, 8), mean=(0.3, 0.2, 0.1), std=(0.4, 0.2, 0.1))
     data = Dataset(spec=spec, **splits)
-    monkeypatch.setattr("dpap.training.run.load_dataset", lambda name, path: data)
+    monkeypatch.setattr("dpap.training.data.load_dataset", lambda name, path: data)
     return data
 
 

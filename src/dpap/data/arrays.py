@@ -58,11 +58,11 @@ def own_dataset(
         raise DPAPError(
             f"There is nothing to tell apart: {len(classes)} class.", where=where, fix="give samples of two classes"
         )
-    _no_empty_class(classes, train, where)
+    no_empty_class(classes, train, where)
     if test is None:
-        train, test = _split_off(train, TEST_SHARE, "test", where)
+        train, test = split_off(train, TEST_SHARE, "test", where)
     if validation is None:
-        train, validation = _split_off(train, VALIDATION_SHARE, "validation", where)
+        train, validation = split_off(train, VALIDATION_SHARE, "validation", where)
     mean, std = _moments(train.images)
     channels, height, width = train.images.shape[1:]
     spec = DataSpec(
@@ -134,7 +134,8 @@ def from_torch(
 # --------------------------------------------------------------------------------------------------------- splitting
 
 
-def _no_empty_class(classes: Sequence[str], train: Split, where: str) -> None:
+def no_empty_class(classes: Sequence[str], train: Split, where: str) -> None:
+    """Raise a `DPAPError` where a class has no training samples."""
     known = train.labels[(train.labels >= 0) & (train.labels < len(classes))]  # the others are named by `Dataset`
     counts = torch.bincount(known, minlength=len(classes))
     empty = [classes[int(label)] for label in (counts == 0).nonzero()]
@@ -146,8 +147,12 @@ def _no_empty_class(classes: Sequence[str], train: Split, where: str) -> None:
         )
 
 
-def _split_off(split: Split, share: float, name: str, where: str) -> tuple[Split, Split]:
-    """What is left, and the part."""
+def split_off(split: Split, share: float, name: str, where: str, *, quiet: bool = False) -> tuple[Split, Split]:
+    """What is left, and a fixed, stratified part for the split `name`, which a log line says unless `quiet`.
+
+    Raises:
+        DPAPError: too few samples of every class.
+    """
     chosen = chosen_share(split.labels, share)
     if not chosen.any():
         raise DPAPError(
@@ -155,7 +160,8 @@ def _split_off(split: Split, share: float, name: str, where: str) -> tuple[Split
             where=where,
             fix=f"give more samples of a class, or a {name} split",
         )
-    log.warning("%s: no %s split; a stratified part is set aside, %d samples", where, name, int(chosen.sum()))
+    if not quiet:
+        log.warning("%s: no %s split; a stratified part is set aside, %d samples", where, name, int(chosen.sum()))
     return split.part(~chosen), split.part(chosen)
 
 

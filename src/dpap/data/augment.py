@@ -1,4 +1,4 @@
-"""Augmentation of training images: whole batches, on their device, seeded, and off unless asked for.
+"""Augmentation of training images and frames: whole batches, on their device, seeded, and off unless asked for.
 
 Every image gets draws of its own, and what becomes of it depends on no other image. All draws come from a CPU
 generator, so a run draws the same on every device.
@@ -23,7 +23,8 @@ _Images = Float[Tensor, "B C H W"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """What is done to a training batch. Called on images in [0, 1]; `after_normalization` on the normalised ones.
+    """What is done to a training batch. Called on images in [0, 1]; `after_normalization` on the normalised ones;
+    `of_frames` on frames of counts.
 
     Attributes:
         crop: Pixels of zeros around the image before a random crop of the old size; 0: no crop. See `random_crop`.
@@ -33,6 +34,9 @@ class Augment:
             `rand_augment`.
         fill: The colour that RandAugment lets in at the edges, on the [0, 1] scale: one value, or one per channel. timm
             takes the mean it normalises with.
+        rotation: Degrees by which frames are turned at most; 0: off. See `random_rotation`.
+        drop: Probability with which each event of the frames is left out; 0: off. See `random_drop`.
+        jitter: Frames by which a recording is moved in time at most; 0: off. See `random_jitter`.
 
     Raises:
         DPAPError: a field out of its range; images that are not floats, or that RandAugment has no rules for; a
@@ -51,6 +55,9 @@ class Augment:
     erasing: float = 0.0
     randaugment: float = 0.0
     fill: tuple[float, ...] = (0.5,)
+    rotation: float = 0.0
+    drop: float = 0.0
+    jitter: int = 0
 
     def __post_init__(self) -> None:
         if self.crop < 0:
@@ -64,6 +71,12 @@ class Augment:
         if not self.fill or not all(0 <= value <= 1 for value in self.fill):
             raise DPAPError(
                 f"fill is {self.fill}.", where="Augment", fix="give one value from 0 to 1, or one per channel"
+            )
+        if not (0 <= self.rotation <= 180 and 0 <= self.drop < 1 and self.jitter >= 0):
+            raise DPAPError(
+                f"rotation is {self.rotation}, drop {self.drop}, jitter {self.jitter}.",
+                where="Augment",
+                fix="give degrees up to 180, a probability below 1, and a number of frames; 0 for none",
             )
 
     def __call__(self, images: Shaped[Tensor, "B C H W"], generator: torch.Generator) -> _Images:
@@ -81,6 +94,28 @@ class Augment:
         if self.randaugment:
             images = rand_augment(images, self.randaugment, generator, self.fill)
         return images
+
+    def of_frames(self, frames: Shaped[Tensor, "B T C H W"], generator: torch.Generator) -> Float[Tensor, "B T C H W"]:
+        """Crop, flip, rotation, drop and jitter, in this order; all frames of a recording move alike.
+
+        Args:
+            frames: (B, T, C, H, W), counts as floats; never changed in place. Counts stay counts.
+            generator: On the CPU.
+        """
+        _check(frames, generator)
+        images = frames.flatten(1, 2)
+        if self.crop:
+            images = random_crop(images, self.crop, generator)
+        if self.flip:
+            images = random_flip(images, generator)
+        if self.rotation:
+            images = random_rotation(images, self.rotation, generator)
+        frames = images.view(*frames.shape[:3], *images.shape[2:])
+        if self.drop:
+            frames = random_drop(frames, self.drop, generator)
+        if self.jitter:
+            frames = random_jitter(frames, self.jitter, generator)
+        return frames
 
     def after_normalization(self, images: Shaped[Tensor, "B C H W"], generator: torch.Generator) -> _Images:
         """Random erasing, whose noise is that of images with mean 0 and standard deviation 1."""
@@ -116,6 +151,48 @@ def random_flip(images: Shaped[Tensor, "B C H W"], generator: torch.Generator) -
     """Left and right swapped in each image with probability 1/2."""
     flipped = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     return torch.where(flipped[:, None, None, None], images.flip(3), images)
+
+
+# --- frames of counts
+
+
+def random_rotation(images: _Images, degrees: float, generator: torch.Generator) -> _Images:
+    """Each image turned about its middle by its own angle, -`degrees` to `degrees`; zeros come in.
+
+    A pixel takes the value of the one nearest to where it comes from, so that counts stay counts.
+    """
+    angles = (2 * torch.rand(len(images), generator=generator, dtype=torch.float64) - 1) * math.radians(degrees)
+    height, width = images.shape[2:]
+    cosine, sine = angles.cos(), angles.sin()
+    zero = torch.zeros_like(angles)
+    # grid_sample counts both sides of an image from -1 to 1, whichever is longer
+    rows = [cosine, -sine * height / width, zero, sine * width / height, cosine, zero]
+    matrices = torch.stack(rows, 1).view(-1, 2, 3).to(images)
+    grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="nearest", align_corners=False)
+
+
+def random_drop(
+    frames: Float[Tensor, "B T C H W"], probability: float, generator: torch.Generator
+) -> Float[Tensor, "B T C H W"]:
+    """Every event left out with that probability, by itself: a count n becomes a draw from Binomial(n, 1 - p)."""
+    counts = frames.cpu()
+    some = counts > 0
+    kept = torch.zeros_like(counts)
+    there = counts[some]
+    kept[some] = torch.binomial(there, torch.full_like(there, 1 - probability), generator=generator)
+    return kept.to(frames.device)
+
+
+def random_jitter(
+    frames: Shaped[Tensor, "B T C H W"], most: int, generator: torch.Generator
+) -> Shaped[Tensor, "B T C H W"]:
+    """Each recording moved by its own whole number of frames, -`most` to `most`; empty frames come in."""
+    steps = frames.shape[1]
+    starts = torch.randint(0, 2 * most + 1, (len(frames),), generator=generator)
+    padded = F.pad(frames, (0, 0, 0, 0, 0, 0, most, most))
+    rows = (starts[:, None] + torch.arange(steps)).to(frames.device)
+    return padded[torch.arange(len(frames), device=frames.device)[:, None], rows]
 
 
 # --- random erasing

@@ -111,6 +111,7 @@ MNIST = Source(
         credit="MNIST, Y. LeCun, C. Cortes, C. J. C. Burges; commonly stated as CC BY-SA 3.0",
         mean=(0.1307,),
         std=(0.3081,),
+        unmirrored="a mirrored digit is no digit",
     ),
     folders=("mnist", "MNIST/raw", "MNIST"),
     downloads=(

@@ -1,4 +1,8 @@
-"""What a data set is to this library: a few facts (`DataSpec`) and three checked splits in memory."""
+"""What a data set is to this library: a few facts (`DataSpec`) and three checked splits in memory.
+
+A sample is a picture, or a recording of events as the frames of counts that were made of it. A network sees pictures
+as (B, C, H, W), or, encoded, as spikes (T, B, C, H, W); counts as (T, B, C, H, W), neither scaled nor normalised.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from dpap.data.encoding import Encoding
 from dpap.errors import DPAPError
 
 
@@ -18,7 +23,7 @@ class DataSpec:
 
     name: str
     shape: tuple[int, int, int]
-    """One image: (channels, height, width)."""
+    """One image, or one frame: (channels, height, width)."""
     classes: tuple[str, ...]
     """Names of the classes; label k is `classes[k]`."""
     credit: str
@@ -26,29 +31,56 @@ class DataSpec:
     mean: tuple[float, ...] = ()
     """Of each channel, pixels in [0, 1]. A network sees (pixel - mean) / std; without them, the pixel itself."""
     std: tuple[float, ...] = ()
+    num_steps: int | None = None
+    """T, the frames of counts that a sample is; None: still pictures."""
+    encoding: Encoding | None = None
+    """How still pictures become spikes; None: a network sees the pixels themselves."""
+    unmirrored: str = ""
+    """Why a mirrored sample may have another label; empty: it keeps it. Runs on events are refused `data.flip` then."""
+
+    @property
+    def timed(self) -> bool:
+        """Whether a network sees (T, B, C, H, W)."""
+        return self.num_steps is not None or self.encoding is not None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """One sample as it is stored."""
+        return self.shape if self.num_steps is None else (self.num_steps, *self.shape)
 
     def normalized(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Images in [0, 1] as a network sees them."""
+        """Images in [0, 1] as a network sees them that is not given spikes."""
         if not self.mean:
             return images
         mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
         return (images - mean) / std
 
-    def prepared(self, images: Shaped[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-        """Images as they are stored in a split, as a network sees them."""
-        return self.normalized(unit_range(images))
+    def prepared(
+        self, images: Shaped[Tensor, " B *sample"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "*seen"]:
+        """Samples as they are stored in a split, as a network sees them.
+
+        Args:
+            images: (B, C, H, W), or frames (B, T, C, H, W).
+            generator: Of an encoding's draws, on the CPU; None: the same draws at every call.
+        """
+        if self.num_steps is not None:
+            return images.to(torch.get_default_dtype()).transpose(0, 1)
+        images = unit_range(images)
+        return self.normalized(images) if self.encoding is None else self.encoding(images, generator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Images and their labels.
+    """Images, or frames of counts, and their labels.
 
     Attributes:
-        images: (N, C, H, W), bytes or floating-point numbers (in [0, 1] where the data are pictures).
+        images: (N, C, H, W), bytes or floating-point numbers (in [0, 1] where the data are pictures); frames are
+            (N, T, C, H, W).
         labels: (N,), whole numbers from 0.
     """
 
-    images: Shaped[Tensor, "N C H W"]
+    images: Shaped[Tensor, " N *sample"]
     labels: Int[Tensor, " N"]
 
     def __len__(self) -> int:
@@ -61,7 +93,7 @@ class Split:
     def batches(
         self, batch_size: int, *, generator: torch.Generator | None = None, full_only: bool = False
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B, C, H, W) as stored and labels (B,), in an order drawn from `generator`; else in stored order.
+        """Samples (B, ...) as stored and labels (B,), in an order drawn from `generator`; else in stored order.
 
         Args:
             batch_size: B. The last batch holds what is left.
@@ -117,9 +149,10 @@ class Dataset:
         )
 
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """A split in stored order, as a network sees it."""
+        """A split in stored order, as a network sees it; an encoding draws the same for it at every pass."""
+        draws = torch.Generator().manual_seed(0)
         for images, labels in split.batches(batch_size):
-            yield self.spec.prepared(images), labels
+            yield self.spec.prepared(images, draws), labels
 
 
 def unit_range(images: Shaped[Tensor, "*N"]) -> Float[Tensor, "*N"]:
@@ -146,10 +179,11 @@ def _check_split(spec: DataSpec, name: str, split: Split) -> None:
     where = f"the {name} split of data set {spec.name!r}"
     if len(split) == 0:
         raise DPAPError("A split holds no samples.", where=where, fix="give it at least one image")
-    if tuple(split.images.shape) != (len(split), *spec.shape):
+    expected = (len(split), *spec.sample_shape)
+    if tuple(split.images.shape) != expected:
         raise DPAPError(
-            f"The images have shape {tuple(split.images.shape)}, expected {(len(split), *spec.shape)}: "
-            "(labels, channels, height, width).",
+            f"The images have shape {tuple(split.images.shape)}, expected {expected}: "
+            f"(labels, {'' if spec.num_steps is None else 'steps, '}channels, height, width).",
             where=where,
             fix="give one image of the shape in the DataSpec for each label",
         )

@@ -38,6 +38,7 @@ from dpap.graph.group import (
 from dpap.graph.splits import ROUNDS, Splits
 from dpap.graph.steps import Steps, count_steps
 from dpap.graph.units import Found, Units, make_groups
+from dpap.hooks import structure_alone
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ def export(model: nn.Module, example_input: Any, forward: Forward | None = None)
     marked = _marked_copy(model)
     module: nn.Module = marked if forward is None else _Call(marked, forward)
     try:
-        with torch.no_grad(), unlisted(model):
+        with torch.no_grad(), unlisted(model), structure_alone():
             return torch.export.export(module, (example_input,), strict=False)
     except DPAPError:
         raise
@@ -317,6 +318,8 @@ class Walk(Units):
     """Module -> the node at which each of its calls begins."""
     running: dict[str, tuple[int, Value]] = field(default_factory=dict)
     """Module that was entered and not left yet -> its call, and what entered."""
+    passed: list[tuple[_Seen, frozenset[int]]] = field(default_factory=list)
+    """What left modules while the units of these layers had not met an activation yet."""
     folds: list[tuple[IntArray, str]] = field(default_factory=list)
     """Units that a reshape folded into another axis, and the line of the model where it did."""
     picks: dict[Any, tuple[Any, int, dict[str, IntArray]]] = field(default_factory=dict)
@@ -385,8 +388,10 @@ class Walk(Units):
 
     def leave(self, module: str, out: Value) -> None:
         """A module call ends: what its layer drives is seen here, in this shape."""
-        self.running.pop(module, None)
+        call, _ = self.running.pop(module, (0, out))
         axis = feature_axis(out)
+        if axis is not None and out.awaiting:
+            self.passed.append((_Seen(module, call, "output", out, axis), out.awaiting))
         if self.layers and self.layers[-1].name == module and axis is not None:
             layer = self.layers[-1]
             if np.array_equal(layer.out_ids, cast(IntArray, out.units[axis])):
@@ -584,7 +589,8 @@ def _finish(walk: Walk, found: Found, selection: _Selection, nodes: Iterable[Any
             "model? Then hand it over as forward=.",
             next(iter(walk.loops)),
         )
-    layout = _Layouts(walk.time_marks, num_steps, _steps(walk, nodes, num_steps))
+    nodes = list(nodes)
+    layout = _Layouts(walk.time_marks, num_steps, _steps(walk, nodes, num_steps), _sample_marks(walk, nodes))
     layers = tuple(_layer(calls, found, layout) for calls in _executions(walk.layers, layout))
     _check_loops(layers, layout.steps)
     sites: dict[str, list[Site]] = defaultdict(list)
@@ -614,11 +620,19 @@ def _finish(walk: Walk, found: Found, selection: _Selection, nodes: Iterable[Any
         groups=tuple(groups),
         layers=layers,
         neurons=tuple(
-            _neuron_site(call, found, layout) for call in walk.neurons if call.call == 0 or call.name not in walk.loops
+            _neuron_site(walk, call, found, layout)
+            for call in walk.neurons
+            if call.call == 0 or call.name not in walk.loops
         ),
         num_steps=num_steps,
         ignored=tuple(layer.weight for layer in layers if selection.keeps([layer.name])),
     )
+
+
+def _sample_marks(walk: Walk, nodes: Iterable[Any]) -> frozenset[str]:
+    """The marks of the inputs' axes of samples: the first, or the second where the first is time."""
+    inputs = [node.name for node in nodes if node.op == "placeholder"]
+    return frozenset(f"{name}.{int(f'{name}.0' in walk.time_marks)}" for name in inputs)
 
 
 def _reshaped_at(walk: Walk, found: Found, name: str) -> tuple[str, ...]:
@@ -672,6 +686,8 @@ class _Layouts:
     time_marks: dict[str, int]
     num_steps: int
     steps: Steps
+    samples: frozenset[str]
+    """Marks of samples."""
 
     def per_step(self, module: str, value: Value) -> int:
         """How often a module is called in each step with such a value; 0 if one call sees all steps, or none."""
@@ -706,6 +722,14 @@ class _Layouts:
         return None
 
     def batch(self, value: Value) -> int:
+        """Samples of the input, though tokens or windows may lie on their axis, or before it."""
+        for name, index in ((name, index) for marks in value.marks for name, index in marks.items()):
+            if name in self.samples:
+                return len(np.unique(index))
+        return self.rows(value)
+
+    def rows(self, value: Value) -> int:
+        """What an observer takes for samples."""
         layout, _ = self.of(value)
         size: int = {"T,B": lambda s: s[1], "T*B": lambda s: s[0] // self.num_steps, "B": lambda s: s[0]}[layout](
             value.shape
@@ -741,6 +765,8 @@ def _layer(calls: Sequence[_LayerCall], found: Found, layout: _Layouts) -> Layer
             post_row = None
         else:
             post_features = _features(call.post_ids, found)
+    if call.observed and post is not None and layout.rows(post.value) != layout.rows(call.input):
+        post = post_row = post_features = None  # seen outside the windows that the layer works in
     if call.observed and post is None:
         post = _Seen(call.name, call.call, "output", call.output, call.output_axis)
     reading, features = (call.input, len(call.in_ids)) if call.transposed else (call.output, len(call.out_ids))
@@ -814,9 +840,16 @@ def _sample(values: Sequence[Value], layout: _Layouts) -> FloatArray | None:
     return np.array(first[0, 0] if layout.of(values[0])[0] == "T,B" else first[0])
 
 
-def _neuron_site(call: _NeuronCall, found: Found, layout: _Layouts) -> NeuronSite:
+def _neuron_site(walk: Walk, call: _NeuronCall, found: Found, layout: _Layouts) -> NeuronSite:
     ids, shape = call.value.units[call.axis], call.value.shape
+    seen = layout.site(_Seen(call.name, call.call, "output", call.value, call.axis))
     sample = shape[2:] if layout.of(call.value)[0] == "T,B" else shape[1:]
+    driven = {
+        number
+        for number, layer in enumerate(walk.layers)
+        if layer.post is not None and (layer.post.module, layer.post.call) == (call.name, call.call)
+    }
+    layers = {walk.layers[number].name for number in driven}
     return NeuronSite(
         name=call.name,
         call=call.call,
@@ -824,6 +857,12 @@ def _neuron_site(call: _NeuronCall, found: Found, layout: _Layouts) -> NeuronSit
         positions=int(np.prod(sample)) // shape[call.axis],
         features=shape[call.axis],
         steps=layout.num_steps,
+        layout=seen.layout,
+        between=tuple(
+            layout.site(passed)
+            for passed, awaiting in walk.passed
+            if awaiting <= driven and passed.module not in layers
+        ),
     )
 
 

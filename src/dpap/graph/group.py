@@ -147,6 +147,9 @@ class NeuronSite:
     """Neurons per unit."""
     features: int
     steps: int
+    layout: Layout
+    between: tuple[Site, ...] = ()
+    """Modules called between the layers that drive it and the neuron itself: norms, pools, dropout."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

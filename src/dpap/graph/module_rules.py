@@ -100,7 +100,7 @@ def follow_all(model: nn.Module, names: Iterable[str]) -> None:
     for name in sorted(names):
         follow(model.get_submodule(name), name)
     around = {name.rsplit(".", level)[0] for name in names for level in range(1, name.count(".") + 1)} | {""}
-    for name in sorted(around - names, key=lambda name: -name.count(".")):  # from the inside out
+    for name in sorted(around - names, key=len, reverse=True):  # from the inside out: what is around has a shorter name
         module = model.get_submodule(name)
         rule = find_rule(module)
         if rule is not None:

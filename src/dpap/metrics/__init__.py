@@ -1,6 +1,7 @@
 """Numbers with a unit and a formula: what lives, what is computed, what it costs, how well it answers."""
 
 from dpap.metrics.accuracy import McNemar, Summary, accuracy, correct, difference, mcnemar, summary, t_quantile
+from dpap.metrics.anytime import anytime
 from dpap.metrics.connectivity import (
     connectivity,
     count_parameters,
@@ -26,6 +27,7 @@ __all__ = [
     "SynopCount",
     "SynopCounter",
     "accuracy",
+    "anytime",
     "connectivity",
     "correct",
     "count_macs",

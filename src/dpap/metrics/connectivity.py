@@ -161,9 +161,19 @@ def living_inputs(layer: Layer, alive: Mapping[str, Tensor]) -> Bool[Tensor, " I
     return living
 
 
-def living_fan_out(layer: Layer, alive: Mapping[str, Tensor], synapses: Mapping[str, Tensor]) -> Int[Tensor, " I"]:
-    """How many living outputs each input reaches over a living synapse; 0 for a dead input."""
+def living_fan_out(
+    layer: Layer,
+    alive: Mapping[str, Tensor],
+    synapses: Mapping[str, Tensor],
+    receiving: Bool[Tensor, " O"] | None = None,
+) -> Int[Tensor, " I"]:
+    """How many living outputs each input reaches over a living synapse; 0 for a dead input.
+
+    `receiving`: only these outputs.
+    """
     inputs, outputs = living_inputs(layer, alive), living_outputs(layer, alive)
+    if receiving is not None:
+        outputs = outputs & receiving
     mask = synapses.get(layer.weight)
     if mask is None:
         reached = outputs.reshape(layer.groups, -1).sum(1).repeat_interleave(layer.in_features)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64
 from torch import Tensor, nn
 
 from dpap.graph.group import Graph
@@ -25,6 +25,7 @@ from dpap.metrics.synops import (
     run,
     split,
 )
+from dpap.timing import LivingSteps, timing_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,12 @@ class Measurement:
     """Those whose input is real-valued; only they enter the energy."""
     synops: SynopCount
     neuron_updates_per_sample: int
+    dead_pairs: float
+    """rho_t: dead pairs of a unit and a time step / pairs of the living hidden neurons."""
     rates: Mapping[str, FiringRate]
     """By group; those whose activity is that of a neuron or activation module."""
+    step_rates: Mapping[str, Float64[Tensor, "units T"]]
+    """By the module of the neurons: spikes per neuron of each unit at each step."""
     energy: EnergyEstimate
 
 
@@ -85,6 +90,8 @@ def measure(
             if labels is not None:
                 right.append(is_correct(outputs, labels))
     synops = counter.count(alive, synapses)
+    timing = timing_of(model)
+    time = None if timing is None else timing.living
     has_conv = any(layer.kind == "conv" for layer in graph.layers)
     return Measurement(
         samples=synops.samples,
@@ -95,12 +102,14 @@ def measure(
         sparsity_paper=sparsity_paper(graph, alive, synapses),
         unit_density=unit_density(graph, alive),
         parameters=count_parameters(model, graph, alive),
-        macs_per_sample=count_macs(graph, alive),
-        macs_real_per_sample=count_macs(graph, alive, inputs="real"),
+        macs_per_sample=count_macs(graph, alive, time=time),
+        macs_real_per_sample=count_macs(graph, alive, inputs="real", time=time),
         synops=synops,
-        neuron_updates_per_sample=count_neuron_updates(graph, alive),
+        neuron_updates_per_sample=count_neuron_updates(graph, alive, time=time),
+        dead_pairs=0.0 if time is None else time.dead_share(alive),
         rates=rates.count(alive),
-        energy=estimate_energy(graph, synops, alive, synapses, cost or EnergyCost.horowitz_45nm_fp32()),
+        step_rates=rates.per_step(),
+        energy=estimate_energy(graph, synops, alive, synapses, cost, time=time),
     )
 
 
@@ -110,16 +119,18 @@ def estimate_energy(
     alive: Mapping[str, Tensor] = ALL,
     synapses: Mapping[str, Tensor] = ALL,
     cost: EnergyCost | None = None,
+    *,
+    time: LivingSteps | None = None,
 ) -> EnergyEstimate:
     """The energy of what was counted, the paper's proxy, and the dense networks beside it."""
     cost = cost or EnergyCost.horowitz_45nm_fp32()
     work = {
-        "macs_real": count_macs(graph, alive, inputs="real"),
+        "macs_real": count_macs(graph, alive, inputs="real", time=time),
         "sops": synops.sops_per_sample,
-        "neuron_updates": count_neuron_updates(graph, alive),
+        "neuron_updates": count_neuron_updates(graph, alive, time=time),
     }
     dense, dense_real = count_macs(graph), count_macs(graph, inputs="real")
-    sparsity = sparsity_paper(graph, alive, synapses)
+    sparsity, dead = sparsity_paper(graph, alive, synapses), 0.0 if time is None else time.dead_share(alive)
     one_step = sum(layer.out_units.size * layer.in_features * layer.kernel * layer.positions for layer in graph.layers)
     return EnergyEstimate(
         cost=cost.name,
@@ -129,6 +140,8 @@ def estimate_energy(
             macs_real=dense_real, sops=dense - dense_real, neuron_updates=count_neuron_updates(graph)
         ),
         dense_ann_pj=cost.mac_pj * one_step,
-        paper_proxy_pj=paper_proxy_pj(cost, macs_one_step=one_step, num_steps=graph.num_steps, sparsity=sparsity),
-        paper_proxy_share=1.0 - sparsity,
+        paper_proxy_pj=paper_proxy_pj(
+            cost, macs_one_step=one_step, num_steps=graph.num_steps, sparsity=sparsity, step_sparsity=dead
+        ),
+        paper_proxy_share=(1.0 - sparsity) * (1.0 - dead),
     )

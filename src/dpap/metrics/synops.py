@@ -20,11 +20,18 @@ from torch.utils.hooks import RemovableHandle
 from dpap.errors import DPAPError
 from dpap.graph.group import Graph, Layer, NeuronSite, Site
 from dpap.metrics.connectivity import ALL, check_living, check_widths, living_fan_out, living_pairs
+from dpap.timing import LivingSteps, timing_of
 
 Forward = Callable[[nn.Module, Any], Any]
 
 
-def count_macs(graph: Graph, alive: Mapping[str, Tensor] = ALL, *, inputs: Literal["all", "real"] = "all") -> int:
+def count_macs(
+    graph: Graph,
+    alive: Mapping[str, Tensor] = ALL,
+    *,
+    inputs: Literal["all", "real"] = "all",
+    time: LivingSteps | None = None,
+) -> int:
     """Multiply-accumulates of every convolution and linear layer of the compacted network, per sample.
 
     Living outputs x living inputs x kernel x output positions x steps: padding counts, a constant direct-encoded input
@@ -32,19 +39,26 @@ def count_macs(graph: Graph, alive: Mapping[str, Tensor] = ALL, *, inputs: Liter
 
     Args:
         inputs: "real" counts only the layers whose input is real-valued, which an energy estimate books as MACs.
+        time: Who lives when: steps at which a layer has nothing to compute do not count.
     """
     check_living(graph, alive, ALL)
     return sum(
-        living_pairs(layer, alive) * layer.macs_per_synapse
+        living_pairs(layer, alive) * _macs_per_synapse(layer, time)
         for layer in graph.layers
         if inputs == "all" or layer.spike_divisor is None
     )
 
 
-def count_neuron_updates(graph: Graph, alive: Mapping[str, Tensor] = ALL) -> int:
-    """Membrane updates of spiking neurons: living neurons x steps, per sample."""
+def _macs_per_synapse(layer: Layer, time: LivingSteps | None) -> int:
+    if time is None or layer.steps == 1:
+        return layer.macs_per_synapse
+    return layer.macs_per_synapse // layer.steps * time.runs(layer.name)
+
+
+def count_neuron_updates(graph: Graph, alive: Mapping[str, Tensor] = ALL, *, time: LivingSteps | None = None) -> int:
+    """Membrane updates of spiking neurons: living neurons x living steps, per sample; a leak alone is none."""
     check_living(graph, alive, ALL)
-    return sum(_living_features(site, alive) * site.positions * site.steps for site in graph.neurons)
+    return sum(_living_updates(site, alive, time) * site.positions for site in graph.neurons)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +87,17 @@ class SynopCounter:
 
     A count is linear in what arrives, so sums per input entry are all that is kept.
 
+    Dead time steps of the model (of `compact`, `masked`, `load`) are heeded: what arrives there is no operation.
+
     Args:
         model: The model that `graph` was made of.
     """
 
     def __init__(self, model: nn.Module, graph: Graph) -> None:
         check_widths(model, graph)
+        self._timing = timing = timing_of(model)
+        receives = [None if timing is None else timing.living.receives(layer) for layer in graph.layers]
+        self._receives = {index: steps for index, steps in enumerate(receives) if steps is not None}
         self._sample_steps = 0
         self._model, self._graph = model, graph
         self._spikes: dict[int, Tensor] = defaultdict(lambda: torch.zeros(()))
@@ -104,7 +123,8 @@ class SynopCounter:
         self._handles.append(self._model.register_forward_pre_hook(lambda *_: self._calls.clear()))
         for name in self._layers:
             hook = self._hook(name)
-            self._handles.append(self._model.get_submodule(name).register_forward_pre_hook(hook))
+            # First of all: a network with dead time steps leaves some out.
+            self._handles.append(self._model.get_submodule(name).register_forward_pre_hook(hook, prepend=True))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +137,8 @@ class SynopCounter:
             # In a loop over time outside the layer, all calls of a pass are steps of the same few layers.
             index = indices[self._calls[name] % len(indices)]
             self._calls[name] += 1
-            self._record(index, args[0].detach())
+            x = args[0].detach()
+            self._record(index, x if self._timing is None else self._timing.whole(name, "input", x))
 
         return record
 
@@ -126,9 +147,12 @@ class SynopCounter:
         assert layer.pre is not None
         if index == self._first:
             self._sample_steps += _samples(x, layer.pre, self._graph.num_steps)
+        parts = x.chunk(self._graph.num_steps) if index in self._receives else (x,)  # step by step, where it matters
         if layer.spike_divisor is not None:
-            self._spikes[index] = self._spikes[index] + arrivals(x, layer, torch.from_numpy(layer.spike_divisor))
-        self._nonzero[index] = self._nonzero[index] + arrivals(x != 0, layer, torch.ones(()))
+            divisor = torch.from_numpy(layer.spike_divisor)
+            self._spikes[index] = self._spikes[index] + torch.stack([arrivals(p, layer, divisor) for p in parts])
+        nonzero = [arrivals(p != 0, layer, torch.ones(())) for p in parts]
+        self._nonzero[index] = self._nonzero[index] + torch.stack(nonzero)
 
     def count(self, alive: Mapping[str, Tensor] = ALL, synapses: Mapping[str, Tensor] = ALL) -> SynopCount:
         """Operations per sample, given who is alive.
@@ -144,14 +168,16 @@ class SynopCounter:
         sops: dict[str, float] = defaultdict(float)
         nonzero = {"acs": 0.0, "macs": 0.0}
         for index, layer in enumerate(self._graph.layers):
-            fan_out = living_fan_out(layer, alive, synapses).double()
+            receives = self._receives.get(index)
+            steps = [None] if receives is None else receives.T
+            fan_out = torch.stack([living_fan_out(layer, alive, synapses, rows) for rows in steps]).double()
             if layer.pre is None and layer.spike_divisor is None:  # never seen: every input counts as non-zero
                 nonzero["macs"] += float(fan_out.sum()) * layer.macs_per_synapse
                 continue
             if layer.spike_divisor is not None:
-                sops[layer.name] += float(self._seen(self._spikes, index) @ fan_out) / self.samples
+                sops[layer.name] += float((self._seen(self._spikes, index) * fan_out).sum()) / self.samples
             reading = "acs" if reads_spikes(layer) else "macs"
-            nonzero[reading] += float(self._seen(self._nonzero, index) @ fan_out) / self.samples
+            nonzero[reading] += float((self._seen(self._nonzero, index) * fan_out).sum()) / self.samples
         return SynopCount(
             samples=self.samples,
             sops_per_sample=sum(sops.values()),
@@ -210,8 +236,13 @@ def arrivals(x: Tensor, layer: Layer, scale: Tensor) -> Float64[Tensor, " I"]:
     return weighted.sum(1)
 
 
-def _living_features(site: NeuronSite, alive: Mapping[str, Tensor]) -> int:
-    return site.features if site.group is None or site.group not in alive else int(alive[site.group].sum())
+def _living_updates(site: NeuronSite, alive: Mapping[str, Tensor], time: LivingSteps | None) -> int:
+    """Of one position of each unit."""
+    units = None if site.group is None else alive.get(site.group)
+    pairs = None if time is None else time.updates(site.name)
+    if pairs is not None:
+        return int(pairs.sum() if units is None else pairs[units.cpu()].sum())
+    return (site.features if units is None else int(units.sum())) * site.steps
 
 
 def reads_spikes(layer: Layer) -> bool:

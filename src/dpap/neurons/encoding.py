@@ -25,6 +25,12 @@ def repeated_from(x: Tensor) -> Tensor | None:
     return source
 
 
+def repeats(x: Tensor, source: Tensor) -> None:
+    """Note that every step of `x` is `source`, as in what `Repeat` answers."""
+    if not torch.compiler.is_compiling():
+        setattr(x, _SOURCE, source)
+
+
 class Repeat(nn.Module):
     """The same tensor at every one of `num_steps` steps: (B, ...) -> (T, B, ...), a view without a copy.
 
@@ -46,19 +52,18 @@ class Repeat(nn.Module):
 
     def forward(self, x: Shaped[Tensor, " B *N"]) -> Shaped[Tensor, "T B *N"]:
         repeated = x.unsqueeze(0).expand(self.num_steps, *x.shape)
-        if not torch.compiler.is_compiling():
-            setattr(repeated, _SOURCE, x)
+        repeats(repeated, x)
         return repeated
 
     def extra_repr(self) -> str:
         return f"num_steps={self.num_steps}"
 
 
-def over_time(module: Callable[[Tensor], Tensor], x: Shaped[Tensor, "T B *N"]) -> Shaped[Tensor, "T B *M"]:
+def over_time(module: Callable[[Tensor], Tensor], x: Shaped[Tensor, "given B *N"]) -> Shaped[Tensor, "T B *M"]:
     """Applies to (T, B, ...) a module that knows (B, ...) only, all steps in one call: a norm sees T * B samples.
 
     >>> over_time(nn.Linear(3, 5), torch.zeros(4, 2, 3)).shape
     torch.Size([4, 2, 5])
     """
     flat = module(x.flatten(0, 1))
-    return flat.view(x.shape[0], x.shape[1], *flat.shape[1:])
+    return flat.view(-1, x.shape[1], *flat.shape[1:])  # -1: a network with dead steps may take fewer than it answers

@@ -211,9 +211,14 @@ def rate_of_tau(tau: float | Tensor) -> float | Tensor:
 
 
 def step(
-    x: Tensor, v: Tensor | None, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing
+    x: Tensor,
+    v: Tensor | None,
+    rate: float | Tensor | None,
+    alpha: Tensor | None,
+    firing: Firing,
+    may_fire: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One step of any neuron; `rate` is k = 1 / tau, None without leak. See `if_step`."""
+    """One step of any neuron; `rate` is k = 1 / tau, None without leak; `may_fire` (C,): 1 or 0. See `if_step`."""
     dtype = state_dtype(x)
     refuse_slopes(alpha)
     current = x.to(dtype)
@@ -225,6 +230,8 @@ def step(
         k = along_channels(rate, current, axis=1)
         h = torch.lerp(v, current + firing.rest if firing.rest else current, k)
     spike = firing.surrogate.spike(h - firing.v_threshold, None if alpha is None else alpha.to(dtype))
+    if may_fire is not None:
+        spike = spike * along_channels(may_fire, x, axis=1)
     fired = spike.detach() if firing.detach_reset else spike
     if firing.v_reset is None:
         v = h - firing.v_threshold * fired
@@ -254,11 +261,16 @@ def sequence(x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firin
     return spikes
 
 
-def plain_sequence(x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing) -> Tensor:
-    """The same by a loop over `step`: the plain graph that `torch.export` and `torch.compile` see."""
+def plain_sequence(
+    x: Tensor, rate: float | Tensor | None, alpha: Tensor | None, firing: Firing, may_fire: Tensor | None = None
+) -> Tensor:
+    """The same by a loop over `step`: the plain graph that `torch.export` and `torch.compile` see.
+
+    `may_fire` (T, C): 0 where a channel gives no spike, and so is not reset, at a step.
+    """
     spikes, v = [], None
-    for x_t in x.unbind(0):
-        spike, v = step(x_t, v, rate, alpha, firing)
+    for t, x_t in enumerate(x.unbind(0)):
+        spike, v = step(x_t, v, rate, alpha, firing, None if may_fire is None else may_fire[t].to(x.device))
         spikes.append(spike)
     return torch.stack(spikes)
 

@@ -43,6 +43,8 @@ class SpikingNeuron(nn.Module, ABC):
         )
         self.alpha: nn.Parameter | None
         self.register_parameter("alpha", nn.Parameter(torch.tensor(surrogate.alpha)) if learn_slope else None)
+        self.may_fire: Tensor | None = None
+        """(T, C): 1 where a channel may fire; None: everywhere. Where it may not, it is not reset either."""
 
     @abstractmethod
     def rate(self) -> float | Tensor | None:
@@ -62,6 +64,8 @@ class SpikingNeuron(nn.Module, ABC):
         Raises:
             DPAPError: The input has no time axis, is not floating point, or has another number of channels.
         """
+        if self.may_fire is not None:
+            return functional.plain_sequence(x, self.rate(), self.alpha, self.firing, self.may_fire)
         return functional.sequence(x, self.rate(), self.alpha, self.firing)
 
     def step(

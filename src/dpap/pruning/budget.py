@@ -379,16 +379,17 @@ class Candidates:
     """Below the level."""
 
     @classmethod
-    def of(cls, parts: Iterable[Part], level: float, tolerance: float) -> Candidates:
-        """Everybody alive."""
+    def of(cls, parts: Iterable[Part], level: float, tolerance: float, *, fallen_only: bool = False) -> Candidates:
+        """Everybody alive; or, where nothing else is asked for, those below the level."""
         owners, indices, survivals, uses, fallens = [], [], [], [], []
         for owner, survival, use, alive in parts:
-            where = alive.reshape(-1).cpu().numpy().nonzero()[0]
+            fallen = below(survival.cpu(), alive.cpu(), level, tolerance).reshape(-1).numpy()
+            where = np.flatnonzero(fallen if fallen_only else alive.reshape(-1).cpu().numpy())
             owners.append(np.full(len(where), owner))
             indices.append(where)
             survivals.append(survival.reshape(-1).cpu().numpy()[where])
             uses.append(use.reshape(-1).cpu().numpy()[where])
-            fallens.append(below(survival.cpu(), alive.cpu(), level, tolerance).reshape(-1).numpy()[where])
+            fallens.append(fallen[where])
         return cls(
             owner=np.concatenate([np.zeros(0, dtype=np.int64), *owners]),
             index=np.concatenate([np.zeros(0, dtype=np.int64), *indices]),
@@ -681,11 +682,7 @@ def check_target(target: Mapping[str, Any] | None, account: Account, kinds: set[
     for metric, share in target.items():
         if metric not in METRICS:
             raise unknown_name("target", metric, METRICS)
-        if not isinstance(share, (int, float)) or not 0 < share <= 1:
-            raise DPAPError(
-                f"target={{{metric!r}: {share!r}}} is no share of the dense network.",
-                fix="give a number above 0 and at most 1.",
-            )
+        check_share(metric, share)
     if len(target) > 1 and set(target) not in TOGETHER:
         raise DPAPError(
             f"The targets {' and '.join(sorted(target))} cannot be named together.",
@@ -699,6 +696,15 @@ def check_target(target: Mapping[str, Any] | None, account: Account, kinds: set[
         if share < lowest:
             raise out_of_reach(metric, share, lowest)
     return target
+
+
+def check_share(metric: str, share: Any) -> None:
+    """Refuse a target that is no number in (0, 1]."""
+    if not isinstance(share, (int, float)) or not 0 < share <= 1:
+        raise DPAPError(
+            f"target={{{metric!r}: {share!r}}} is no share of the dense network.",
+            fix="give a number above 0 and at most 1.",
+        )
 
 
 def out_of_reach(metric: str, share: float, lowest: float) -> DPAPError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from dpap.graph.group import Graph, UnitGroup
 from dpap.hooks import OwnHook
 from dpap.pruning.mask import dead_masks
 from dpap.pruning.slice import Alive, Present, cut, put, tensor_of
+from dpap.timing import TimeGraph, proven, without_timing
 
 
 def compacted(model: nn.Module, present: Present, alive: Alive) -> nn.Module:
@@ -47,6 +49,7 @@ def _independent(model: nn.Module) -> nn.Module:
             if name.endswith("hooks") and isinstance(hooks, dict):
                 for key in [k for k, hook in hooks.items() if isinstance(hook, OwnHook)]:
                     del hooks[key]
+    without_timing(copied)
     for parameter in copied.parameters():
         parameter.grad = None
     return copied
@@ -143,6 +146,27 @@ def differing(model: nn.Module, small: nn.Module, example: Any, forward: Forward
         except Exception as error:  # whatever the user's forward raises
             return str(error).strip().splitlines()[0], model_line("".join(traceback.format_tb(error.__traceback__)))
     return None if _close(expected, found, 1e-4) else ("it would answer differently.", "")
+
+
+def proven_steps(model: nn.Module, times: TimeGraph, example: Any, forward: Forward | None) -> TimeGraph:
+    """What may be left out at dead time steps, tried on a copy with smooth neurons, in float64 where it takes that."""
+    call = forward or (lambda module, batch: module(batch))
+    with torch.no_grad(), unlisted(model):
+        for dtype in (torch.float64, None):
+            copied, batch = _uneven(_prepared(model, dtype)), _cast(example, dtype)
+            replace_neurons(copied, _analogue)
+            try:
+                call(copied, batch)
+            except Exception:
+                if dtype is None:
+                    raise
+                continue  # a forward that insists on its own precision
+            return proven(copied, times, partial(_answer, call, batch))
+    raise AssertionError("one of the two precisions answers or raises")
+
+
+def _answer(call: Forward, batch: Any, model: nn.Module) -> Any:
+    return call(model, batch)
 
 
 def _prepared(model: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -63,19 +63,27 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """Curves over the epochs of a run."""
+    """Curves over the epochs of a run, or over time steps."""
 
     name: str
     """Id in the page."""
     title: str
     series: tuple[Series, ...]
     scale: Scale
-    epochs: int
+    end: int
+    """Where the axis ends that begins at 0."""
     tick: Callable[[float], str]
     value: Callable[[float], str]
+    axis: str = "epoch"
+    """What its numbers count."""
     window: tuple[float, float] | None = None
     """Epochs between which deaths fall."""
     note: str = ""
+
+
+def held(label: str, style: str, x: tuple[float, ...], y: tuple[float, ...], end: float) -> Series:
+    """A curve of values that hold until the next, and of which the last holds until the end."""
+    return Series(label=label, style=style, x=(*x, max(end, x[-1])), y=(*y, y[-1]), is_step=True)
 
 
 def chart(item: Chart) -> str:
@@ -100,6 +108,7 @@ def chart(item: Chart) -> str:
         _curves(item, NARROW, 220, "narrow"),
         tag("p", escape(item.note), class_="note") if item.note else "",
         class_="chart",
+        data_axis=item.axis,
         data_series=json.dumps(data, separators=(",", ":")),
     )
 
@@ -108,7 +117,7 @@ def _curves(item: Chart, width: int, height: int, fit: str) -> str:
     left, right, top, bottom = 48.0, width - 16.0, 24.0, height - 38.0
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + (right - left) * min(x / item.epochs, 1.0), bottom - (bottom - top) * item.scale(y)
+        return left + (right - left) * min(x / item.end, 1.0), bottom - (bottom - top) * item.scale(y)
 
     parts = []
     if item.window is not None:
@@ -119,21 +128,21 @@ def _curves(item: Chart, width: int, height: int, fit: str) -> str:
         y = at(0, value)[1]
         parts += [tag("line", x1=left, x2=right, y1=y, y2=y, class_="grid")]
         parts += [text(left - 7, y + 4, item.tick(value), "end", "tick")]
-    for epoch in _epoch_ticks(item.epochs, 4 if fit == "narrow" else 8):
-        parts.append(text(at(epoch, item.scale.low)[0], bottom + 17, f"{epoch}", "middle", "tick"))
-    parts.append(text((left + right) / 2, height - 4, "epoch", "middle", "tick"))
+    for whole in _whole_ticks(item.end, 4 if fit == "narrow" else 8):
+        parts.append(text(at(whole, item.scale.low)[0], bottom + 17, f"{whole}", "middle", "tick"))
+    parts.append(text((left + right) / 2, height - 4, item.axis, "middle", "tick"))
     parts += [_curve(series, at) for series in reversed(item.series)]  # the first one lies on top
     parts.append(tag("line", x1=left, x2=left, y1=top, y2=bottom, class_="cross"))
     return svg(
         item.name if fit == "wide" else f"{item.name}-{fit}",
         width,
         height,
-        f"{item.title} over {item.epochs} epochs",
+        f"{item.title} over {item.end} {item.axis}s",
         *parts,
         class_=fit,
         data_left=left,
         data_right=right,
-        data_epochs=item.epochs,
+        data_end=item.end,
     )
 
 
@@ -155,10 +164,10 @@ def _window_label(begin: float, end: float, left: float, right: float, top: floa
     return text(middle, top - 7, words, "middle", "hint")
 
 
-def _epoch_ticks(epochs: int, count: int) -> list[int]:
+def _whole_ticks(end: int, count: int) -> list[int]:
     """0, round numbers, and not both the last round number and an end too close to it."""
-    step = next(s * 10**k for k in range(9) for s in (1, 2, 5) if s * 10**k * count >= epochs)
-    return list(range(0, epochs + 1, step))
+    step = next(s * 10**k for k in range(9) for s in (1, 2, 5) if s * 10**k * count >= end)
+    return list(range(0, end + 1, step))
 
 
 # bars
@@ -402,11 +411,14 @@ def survival_order(item: SurvivalMap) -> npt.NDArray[np.intp]:
     return np.lexsort((-np.nan_to_num(last), -lived))
 
 
+def evenly_chosen(order: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
+    """All, or at most so many of them, first and last included."""
+    return order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).round().astype(int)]
+
+
 def survival_pixels(item: SurvivalMap, low: float, high: float) -> npt.NDArray[np.uint8]:
     """(rows, K, 4): a row for a unit, at most `MAP_ROWS` of them, a column for a development step. Dead: clear."""
-    order = survival_order(item)
-    if len(order) > MAP_ROWS:
-        order = order[np.linspace(0, len(order) - 1, MAP_ROWS).round().astype(int)]
+    order = evenly_chosen(survival_order(item), MAP_ROWS)
     alive, values = item.alive[:, order].T, item.survival[:, order].T
     place = np.clip(np.nan_to_num((values - low) / (high - low)), 0, 1)[..., None]
     colours = np.where(place < 0.5, LOW + (MIDDLE - LOW) * 2 * place, MIDDLE + (HIGH - MIDDLE) * (2 * place - 1))
@@ -483,6 +495,8 @@ __all__ = [
     "SurvivalMap",
     "bars",
     "chart",
+    "evenly_chosen",
+    "held",
     "network",
     "percent",
     "short_percent",

@@ -6,8 +6,8 @@ import json
 import tomllib
 import zipfile
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from dpap.errors import DPAPError
 from dpap.report.history import History, ResultLine, read_history
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+AXES = {"survival": 2, "alive": 2, "pairs": 3, "fired": 2, "raster": 2, "label": 1, "answer": 1, "frames": 5}
+"""Of the arrays whose names begin so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,10 @@ class RunFiles:
     config_text: str
     environment: Mapping[str, Any]
     development: Arrays
-    """`step`, `progress` (K,); `survival/<group>` and `alive/<group>` (K, units). Empty when nothing developed."""
+    """`step`, `progress` (K,); `survival/<group>` and `alive/<group>` (K, units); `pairs/<neuron>` (K, units, T) where
+    time steps were pruned. Empty when nothing developed."""
+    activity: Arrays
+    """What `dpap.training.activity` describes; empty where there is no time, or the run is not finished."""
     control: RunFiles | None = None
 
     @property
@@ -45,6 +51,15 @@ class RunFiles:
                 return default
             value = value[part]
         return default if value == "none" else value
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """Epochs between which deaths fall; None where the rule knows no window."""
+        run = self.history.run
+        if run.rule in ("none", "paper", "released"):
+            return None
+        start, stop = self.setting("development.start"), self.setting("development.stop")
+        return None if start is None or stop is None else (start * run.epochs, stop * run.epochs)
 
     def groups(self) -> tuple[str, ...]:
         """The groups whose survival was recorded: those that can be pruned."""
@@ -62,15 +77,7 @@ def read_run(path: Path) -> RunFiles:
     inner = path / "control"
     if not (inner / "history.jsonl").exists():  # no control, or one that has not completed an epoch yet
         return run
-    return RunFiles(
-        path=path,
-        history=run.history,
-        config=run.config,
-        config_text=run.config_text,
-        environment=run.environment,
-        development=run.development,
-        control=_read_one(inner),
-    )
+    return replace(run, control=_read_one(inner))
 
 
 def _read_one(path: Path) -> RunFiles:
@@ -92,13 +99,15 @@ def _read_one(path: Path) -> RunFiles:
             fix=f"go on with it: dpap resume {path}",
         )
     history = read_history(path / "history.jsonl")
+    activity = path / "activity.npz"
     return RunFiles(
         path=path,
         history=history,
         config=config,
         config_text=text,
         environment=_environment(path / "environment.json"),
-        development=_development(path / "development.npz") if history.development else {},
+        development=_checked(path / "development.npz", "of development", _problem) if history.development else {},
+        activity=_checked(activity, "of activity", _activity_problem) if activity.exists() else {},
     )
 
 
@@ -119,35 +128,51 @@ def _environment(path: Path) -> dict[str, Any]:
     return values
 
 
-def _development(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of the record of development, checked: equal lengths, and `alive` like `survival`."""
+def _checked(path: Path, of: str, problem_of: Callable[[Arrays], str]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of a record in which nothing is wrong."""
     try:
         # Opened here: NumPy leaves a file open that it does not understand. A lone array is no context manager.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {str(name): stored[name] for name in stored.files}
     except (OSError, ValueError, EOFError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise DPAPError(
-            f"The record of development cannot be read: {error}.", where=str(path), fix="restore it from a copy"
+            f"The record {of} cannot be read: {error}.", where=str(path), fix="restore it from a copy"
         ) from error
-    problem = _problem(arrays)
+    problem = problem_of(arrays)
     if problem:
-        raise DPAPError(f"The record of development is damaged: {problem}.", where=str(path))
+        raise DPAPError(f"The record {of} is damaged: {problem}.", where=str(path))
     return arrays
 
 
 def _problem(arrays: Arrays) -> str:
-    """What is wrong with a record; empty when nothing is."""
+    """What is wrong with a record of development: unequal lengths, or `alive` unlike `survival`; empty: nothing."""
     progress = arrays.get("progress")
     if progress is None or progress.ndim != 1:
         return "it holds no list `progress`"
     for name, values in arrays.items():
         if values.dtype.kind not in "biuf":
             return f"{name} holds no numbers"
-        if name.startswith(("survival/", "alive/")) and values.ndim != 2:
-            return f"{name} has {values.ndim} axes instead of 2"
+        axes = AXES.get(name.partition("/")[0], values.ndim)
+        if values.ndim != axes:
+            return f"{name} has {values.ndim} axes instead of {axes}"
         if len(values) != len(progress):
             return f"{name} has {len(values)} steps, progress {len(progress)}"
         kind, _, group = name.partition("/")
         if kind == "survival" and arrays.get(f"alive/{group}", np.empty(0)).shape != values.shape:
             return f"alive/{group} does not fit survival/{group}"
+    return ""
+
+
+def _activity_problem(arrays: Arrays) -> str:
+    """What is wrong with a record of activity; empty when nothing is."""
+    if not {"label", "answer"} <= arrays.keys():
+        return "it holds no lists `label` and `answer`"
+    for name, values in arrays.items():
+        kind = name.partition("/")[0]
+        if (values.dtype.kind != "U") if kind in ("label", "answer") else (values.dtype.kind not in "uif"):
+            return f"{name} holds no {'names' if kind in ('label', 'answer') else 'numbers'}"
+        if values.ndim != AXES.get(kind, values.ndim):
+            return f"{name} has {values.ndim} axes instead of {AXES[kind]}"
+        if kind in ("answer", "frames") and len(values) != len(arrays["label"]):
+            return f"{name} has {len(values)} samples, label {len(arrays['label'])}"
     return ""

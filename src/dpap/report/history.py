@@ -78,6 +78,14 @@ class DevelopmentLine:
     """Weight -> how many."""
     living_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> how many are left, of the weights that lose them one by one; empty in older runs."""
+    died_pairs: dict[str, int] = field(default_factory=dict)
+    """Neuron -> single pairs of a unit and a time step. This and what follows: where time steps are pruned."""
+    died_steps: dict[str, list[int]] = field(default_factory=dict)
+    """Neuron -> time steps at which the whole layer died."""
+    living_pairs: float = 1.0
+    """Living pairs / pairs of the living hidden neurons."""
+    living_steps: float = 1.0
+    """Living time steps of layers / all of them."""
     capped: list[str] = field(default_factory=list)
     """Groups and weights of which more would have died but for a cap."""
     skipped: list[str] = field(default_factory=list)
@@ -119,6 +127,20 @@ class NeuronResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """The spiking neurons of one module at each time step, over the test split."""
+
+    name: str
+    """Of the module."""
+    group: str
+    """Whose units they are."""
+    positions: int
+    """Neurons of a unit."""
+    rates: list[float]
+    """At each of the T steps: mean spikes per neuron of a living unit; a dead pair counts as 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultLine:
     """The finished network on the test split. Operations and energies are per sample."""
 
@@ -152,11 +174,20 @@ class ResultLine:
     dense_ann_pj: float
     """Estimate of the dense network as an ordinary one, a single pass."""
     paper_proxy_pj: float
-    """The paper's energy: dense operations of one step x T x (1 - sparsity), at the price of an accumulation."""
+    """The paper's energy: dense operations of one step x T x (1 - sparsity) x (1 - dead pairs), at the
+    price of an accumulation."""
     alive_units: dict[str, int]
     units: dict[str, int]
     layers: list[LayerResult]
     neurons: list[NeuronResult]
+    dead_pairs: float = 0.0
+    """rho_t: dead pairs of a unit and a time step / pairs of the living hidden neurons."""
+    living_steps: float = 1.0
+    """Living time steps of layers of hidden neurons / all of them."""
+    steps: list[StepResult] = field(default_factory=list)
+    """In order of execution; empty where there is no time."""
+    anytime: list[float] = field(default_factory=list)
+    """Test accuracy of the mean readout over the first t steps, t = 1 ... T; empty with dead pairs, or without time."""
     latency_ms: float | None
     """Median time of one batch of `latency_batch` samples through the finished network, in evaluation mode."""
     dense_latency_ms: float | None
@@ -176,7 +207,11 @@ LINES: Mapping[str, type[Line]] = {
     "result": ResultLine,
 }
 _NAMES = {cls: name for name, cls in LINES.items()}
-_PARTS: Mapping[str, type[LayerResult | NeuronResult]] = {"layers": LayerResult, "neurons": NeuronResult}
+_PARTS: Mapping[str, type[LayerResult | NeuronResult | StepResult]] = {
+    "layers": LayerResult,
+    "neurons": NeuronResult,
+    "steps": StepResult,
+}
 """Fields of a result that hold objects."""
 
 
@@ -245,13 +280,15 @@ def _line(raw: str, where: str) -> Line:
     _check_fields(values, cls, _NAMES[cls], where)
     if cls is ResultLine:
         for name, part in _PARTS.items():
-            for entry in values[name]:
+            for entry in values.setdefault(name, []):
                 _check_fields(entry, part, f"{_NAMES[cls]}/{name}", where)
             values[name] = [part(**entry) for entry in values[name]]
     return cls(**values)
 
 
-LATER = frozenset({"living_synapses"})
+LATER = frozenset(
+    {"living_synapses", "died_pairs", "died_steps", "living_pairs", "living_steps", "dead_pairs", "steps", "anytime"}
+)
 """Fields that older runs do not have; they are left at their default."""
 
 

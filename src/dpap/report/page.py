@@ -29,6 +29,7 @@ from dpap.report.figures import (
     SurvivalMap,
     bars,
     chart,
+    held,
     network,
     survival_key,
     survival_map,
@@ -50,6 +51,7 @@ from dpap.report.svg import (
     short_percent,
     tag,
 )
+from dpap.report.time_page import samples_section, silent_share, time_section
 
 NAME = "report.html"
 
@@ -136,6 +138,8 @@ def _what(files: RunFiles) -> str:
     for kind in ("unit", "synapse"):
         if run.rule != "none" and (score := files.setting(f"development.{kind}_score")):
             parts.append(f"{kind}s scored by {score}")
+    if mode := files.setting("development.time"):
+        parts.append(f"time steps pruned by {mode}")
     parts.append(f"{run.epochs} epochs, seed {run.seed}")
     return " · ".join(part for part in parts if part)
 
@@ -236,15 +240,6 @@ def _arms(files: RunFiles) -> list[tuple[RunFiles, str, str]]:
     return arms if files.control is None else [*arms, (files.control, "control", "control")]
 
 
-def _window(files: RunFiles) -> tuple[float, float] | None:
-    """Epochs between which deaths fall; None where the rule knows no window."""
-    run = files.history.run
-    if run.rule in ("none", "paper", "released"):
-        return None
-    start, stop = files.setting("development.start"), files.setting("development.stop")
-    return None if start is None or stop is None else (start * run.epochs, stop * run.epochs)
-
-
 def _accuracy(files: RunFiles) -> Chart | None:
     measures: tuple[tuple[str, str, Callable[[EpochLine], float | None]], ...] = (
         ("validation", "", lambda line: line.validation_accuracy),
@@ -301,14 +296,14 @@ def _connectivity(files: RunFiles) -> Chart | None:
         return None
     end = float(len(files.history.epochs))
     x = (0.0, *(line.progress * epochs for line in lines))
-    series = [_held("this run, synapses", "run", x, (1.0, *(line.connectivity for line in lines)), end)]
+    series = [held("this run, synapses", "run", x, (1.0, *(line.connectivity for line in lines)), end)]
     groups = files.groups()
     if groups:
         alive = sum(files.development[f"alive/{g}"].sum(axis=1) for g in groups)
         total = sum(files.development[f"alive/{g}"].shape[1] for g in groups)
         steps = (0.0, *(float(p) * epochs for p in files.development["progress"]))
         series.append(
-            _held(
+            held(
                 "this run, prunable units",
                 "run dashed",
                 steps,
@@ -317,18 +312,13 @@ def _connectivity(files: RunFiles) -> Chart | None:
             )
         )
     if files.control is not None:
-        series.append(_held("control", "control", (0.0,), (1.0,), float(len(files.control.history.epochs))))
+        series.append(held("control", "control", (0.0,), (1.0,), float(len(files.control.history.epochs))))
     low = min(y for item in series for y in item.y)
     scale = linear(0.0, 1.0) if low >= 0.04 else logarithmic(low, 1.0)
     note = "" if low >= 0.04 else "Logarithmic axis."
     return _chart(
         files, "connectivity", "What is alive: connectivity and units", series, scale, short_percent, share_of, note
     )
-
-
-def _held(label: str, style: str, x: tuple[float, ...], y: tuple[float, ...], end: float) -> Series:
-    """Values that hold until the next, and the last one until the end."""
-    return Series(label=label, style=style, x=(*x, max(end, x[-1])), y=(*y, y[-1]), is_step=True)
 
 
 def _rate(files: RunFiles) -> Chart | None:
@@ -357,10 +347,10 @@ def _chart(
         title=title,
         series=tuple(series),
         scale=scale,
-        epochs=files.history.run.epochs,
+        end=files.history.run.epochs,
         tick=tick,
         value=value,
-        window=_window(files),
+        window=files.window,
         note=note,
     )
 
@@ -402,12 +392,12 @@ def _survival(files: RunFiles) -> str:
     if not maps or not len(progress):
         return ""
     ends = survival_scale(maps)
-    begin = files.setting("development.start") if _window(files) else None
+    begin = files.setting("development.start") if files.window else None
     words = (
         f"A row is a unit, a column one of the {len(progress):,} development steps. Units are sorted by the time of "
         "their death, the longest-lived on top; where a row ends, the unit died. Survival F is the memory of how much "
-        f"a unit is used; whoever falls below {'a slowly rising level' if _window(files) else '0'} dies."
-        + (" The dashed line is where the window of development begins." if _window(files) else "")
+        f"a unit is used; whoever falls below {'a slowly rising level' if files.window else '0'} dies."
+        + (" The dashed line is where the window of development begins." if files.window else "")
     )
     figures = [survival_map(item, progress, files.history.run.epochs, ends, begin) for item in maps]
     return (
@@ -476,7 +466,7 @@ def _cost(files: RunFiles) -> str:
             "Counts are per sample, over all time steps, on the test split. They come from the graph of the network "
             "and the spikes that arrive; energy is an estimate; time is measured, never inferred from counts.",
         ),
-        tables.metrics(tables.METRICS, result, control),
+        tables.metrics(tables.metrics_with(silent_share(files)), result, control),
     ]
     if result.layers:
         parts += [
@@ -594,6 +584,8 @@ SECTIONS: tuple[tuple[str, str, Callable[[RunFiles], str]], ...] = (
     ("curves", "Over the run", _curves),
     ("before-after", "Before and after", _network),
     ("survival", "Survival of units", _survival),
+    ("time", "Time steps", time_section),
+    ("samples", "Samples and spikes", samples_section),
     ("activity", "Activity", _activity),
     ("cost", "Operations, energy, time", _cost),
     ("reproduce", "Reproduce", _reproduce),

@@ -91,6 +91,19 @@ line.grid{stroke:var(--hair)}
 .under{display:flex;justify-content:space-between;gap:0 10px;
 font-size:12px;color:var(--soft);margin-top:5px}
 .under+.note{margin-top:2px}
+.step-bars{display:flex;gap:2px;height:110px;margin-top:10px;border-bottom:1px solid var(--faint)}
+.step-bars span{flex:1 1 0;min-width:0;display:flex;align-items:flex-end;justify-content:center;gap:1px}
+.step-bars i{flex:1 1 0;max-width:16px;min-width:0;border-radius:1px 1px 0 0}
+.step-bars.many{gap:0}.step-bars.many span{position:relative}
+.step-bars.many i{position:absolute;left:0;right:0;bottom:0;max-width:none;border-radius:0;opacity:.7}
+.step-bars .dead,.dead-step{background:repeating-linear-gradient(135deg,var(--faint) 0 2px,transparent 2px 6px)}
+.film{display:flex;flex-wrap:wrap;gap:8px;margin-top:10px}
+.film span{display:block;width:76px}
+.film img{display:block;width:100%;image-rendering:pixelated;background:var(--page);border:1px solid var(--hair)}
+.film small{text-align:center}
+.key.on{background:rgb(24,128,120)}.key.off{background:rgb(214,158,70)}
+#samples figure.full{margin-top:14px}#samples>.legend{margin:14px 0 0}
+.maps+h3,figure+h3{margin-top:32px}
 .ramp{width:120px;height:10px;border-radius:3px}
 .survival-key{margin-top:16px}
 table{width:100%;border-collapse:collapse;font-size:14px;line-height:1.42;margin-top:16px}
@@ -141,18 +154,18 @@ for (const figure of document.querySelectorAll('figure[data-series]')) {
   const series = JSON.parse(figure.dataset.series), values = [...figure.querySelectorAll('.value')];
   const last = values.map(v => v.textContent), at = figure.querySelector('.at');
   for (const svg of figure.querySelectorAll('svg')) {
-    const {left, right, epochs} = Object.fromEntries(Object.entries(svg.dataset).map(([k, v]) => [k, +v]));
+    const {left, right, end} = Object.fromEntries(Object.entries(svg.dataset).map(([k, v]) => [k, +v]));
     const cross = svg.querySelector('.cross');
     const show = event => {
       const box = svg.getBoundingClientRect(), x = (event.clientX - box.left) * svg.viewBox.baseVal.width / box.width;
-      const epoch = Math.min(Math.max((x - left) / (right - left), 0), 1) * epochs;
-      cross.setAttribute('transform', `translate(${epoch / epochs * (right - left)})`);
+      const place = Math.min(Math.max((x - left) / (right - left), 0), 1) * end;
+      cross.setAttribute('transform', `translate(${place / end * (right - left)})`);
       cross.style.opacity = 1;
-      at.textContent = 'epoch ' + (+epoch.toPrecision(3));
+      at.textContent = figure.dataset.axis + ' ' + (+place.toPrecision(3));
       series.forEach((s, k) => {
         let best = -1;
         s.x.forEach((p, j) => {
-          if (s.hold ? p <= epoch + 1e-9 : best < 0 || Math.abs(p - epoch) < Math.abs(s.x[best] - epoch)) best = j;
+          if (s.hold ? p <= place + 1e-9 : best < 0 || Math.abs(p - place) < Math.abs(s.x[best] - place)) best = j;
         });
         values[k].textContent = best < 0 ? s.y[0] : s.y[best];
       });

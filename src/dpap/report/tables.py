@@ -43,8 +43,8 @@ MACS = Metric(
     name="MACs",
     show=compact,
     value=lambda r: r.macs,
-    meaning="Multiply-accumulates of the small network as dense tensors, over all steps, padding counted. A constant "
-    "image that passes the first layer once counts once.",
+    meaning="Multiply-accumulates of the small network as dense tensors, over all steps at which a layer has anything "
+    "to compute, padding counted. A constant image that passes the first layer once counts once.",
 )
 SOPS = Metric(
     name="SOPs",
@@ -72,10 +72,28 @@ UPDATES = Metric(
     name="Neuron updates",
     show=compact,
     value=lambda r: r.neuron_updates,
-    meaning="Living spiking neurons x time steps.",
+    meaning="Living pairs of a spiking neuron and a time step, each of which is charged once: living neurons x T, less "
+    "the dead pairs. A leak alone is no update.",
+)
+DEAD_PAIRS = Metric(
+    name="Dead pairs, rho_t",
+    show=share_of,
+    value=lambda r: r.dead_pairs,
+    meaning="Dead pairs of a unit and a time step / pairs of the living hidden neurons (units of a convolution times "
+    "their positions). A dead pair gets no input current and gives no spike; its membrane leaks.",
+    ratio=False,
+)
+LIVING_STEPS = Metric(
+    name="Living layer steps",
+    show=share_of,
+    value=lambda r: r.living_steps,
+    meaning="Time steps of hidden layers at which at least one living unit lives / layers x T. At a dead one the layer "
+    "computes nothing.",
+    ratio=False,
 )
 
 SPIKING = (SOPS, UPDATES)
+TIMED = (DEAD_PAIRS, LIVING_STEPS)
 TILES = (ACCURACY, CONNECTIVITY, MACS, SOPS, PARAMETERS, ENERGY)
 METRICS = (
     ACCURACY,
@@ -103,6 +121,8 @@ METRICS = (
     ),
     SOPS,
     UPDATES,
+    DEAD_PAIRS,
+    LIVING_STEPS,
     ENERGY,
     Metric(
         name="Memory traffic, apart",
@@ -111,6 +131,22 @@ METRICS = (
         meaning="If no word is ever reused, from an 8 KB SRAM at 5 pJ per 32-bit word. Not part of the estimate above.",
     ),
 )
+
+
+def metrics_with(silent: float | None) -> tuple[Metric, ...]:
+    """`METRICS`, and behind the dead pairs the share of them that never fired in the unpruned control."""
+    if silent is None:
+        return METRICS
+    beside = Metric(
+        name="Of these, silent in the control",
+        show=share_of,
+        value=lambda r: silent if r.dead_pairs else None,
+        meaning="Dead pairs whose unit never fired at that step, at any position, for any test sample, in the unpruned "
+        "control / dead pairs: what a count of silence would have found.",
+        ratio=False,
+    )
+    place = METRICS.index(DEAD_PAIRS) + 1
+    return (*METRICS[:place], beside, *METRICS[place:])
 
 
 def duration_ms(milliseconds: float) -> str:
@@ -177,7 +213,8 @@ def metrics(rows: Sequence[Metric], result: ResultLine, control: ResultLine | No
     body = []
     for metric in rows:
         values = [metric.value(r) for r in (result, control) if r is not None]
-        if all(value is None for value in values) or (metric in SPIKING and not spikes(result)):
+        absent = (metric in SPIKING and not spikes(result)) or (metric in TIMED and not result.dead_pairs)
+        if absent or all(value is None for value in values):
             continue
         cells = [tag("th", escape(metric.name), scope="row")]
         cells += [tag("td", escape(metric.show(value)), class_="n") for value in values]
@@ -277,7 +314,7 @@ def comparisons(result: ResultLine, control: ResultLine | None) -> str:
         (
             "The paper's proxy, Eq. (15)",
             result.paper_proxy_pj,
-            "dense operations of one step x T x (1 - sparsity), 0.9 pJ each; no firing rate enters it",
+            "dense operations of one step x T x (1 - sparsity) x (1 - dead pairs), 0.9 pJ each; no firing rate enters",
         ),
     ]
     body = [

@@ -7,6 +7,7 @@
     checkpoint/        the state after each of the last two epochs
     model/             the network at the end (`dpap.load`)
     answers.npz        correct (N,): which test samples that network answers rightly
+    activity.npz       what its neurons did at each time step (`dpap.training.activity`); only where there is time
     control/           the unpruned control, a run folder of its own
 
 An epoch is complete once its checkpoint is there. A checkpoint says how far the other files had come, and going on
@@ -150,9 +151,7 @@ class RunFolder:
         write_atomic(self.history_path, to_text(lines).encode())
 
     def write_development(self, record: Mapping[str, npt.NDArray[Any]]) -> None:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **record)  # type: ignore[arg-type]
-        write_atomic(self.development_path, buffer.getvalue())
+        _write_arrays(self.development_path, record)
 
     def read_development(self, steps: int) -> dict[str, npt.NDArray[Any]]:
         """The record of the first `steps` development steps.
@@ -174,9 +173,11 @@ class RunFolder:
         return record
 
     def write_answers(self, correct: Bool[Tensor, " N"]) -> None:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, correct=correct.cpu().numpy())
-        write_atomic(self.path / "answers.npz", buffer.getvalue())
+        _write_arrays(self.path / "answers.npz", {"correct": correct.cpu().numpy()})
+
+    def write_activity(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        if arrays:
+            _write_arrays(self.path / "activity.npz", arrays)
 
     # checkpoints
 
@@ -220,6 +221,12 @@ class RunFolder:
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(to_toml(self.config()).encode()).hexdigest()
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomic(path, buffer.getvalue())
 
 
 def restore(model: nn.Module, values: Mapping[str, Tensor]) -> None:

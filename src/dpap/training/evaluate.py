@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from dpap.data import Dataset, load_dataset
+from dpap.data import Dataset
 from dpap.errors import DPAPError
 from dpap.graph.front import find_groups
 from dpap.graph.group import Graph
 from dpap.io import kept_units, load
 from dpap.metrics import (
+    anytime,
     count_macs,
     count_neuron_updates,
     count_parameters,
@@ -27,10 +28,11 @@ from dpap.metrics import (
 from dpap.metrics.connectivity import distinct_layers, living_fan_out, living_inputs, living_outputs
 from dpap.models import build, built_from
 from dpap.report.history import LayerResult, NeuronResult, ResultLine
+from dpap.timing import LivingSteps, timing_of
+from dpap.training.activity import Activity, activity, living_step_share, step_results
 from dpap.training.checkpoint import RunFolder
+from dpap.training.data import evaluation_batch, in_format, load_data
 
-BATCH = 256
-"""Samples evaluated at once; it changes no answer."""
 LATENCY_BATCH = 64
 
 
@@ -59,7 +61,7 @@ def evaluate_run(path: Path) -> Evaluation:
         )
     config = folder.config()
     require_device(config.device)
-    data = load_dataset(config.data.name, config.data.path)
+    data = load_data(config)
 
     def result(of: RunFolder) -> ResultLine:
         return evaluate_saved(of.model_path, data, device=config.device, channels_last=config.channels_last).result
@@ -87,6 +89,8 @@ class Measured:
     result: ResultLine
     correct: Bool[Tensor, " samples"]
     """Which test samples it answers rightly."""
+    activity: Activity
+    """What its neurons did, step by step; empty where there is no time."""
 
 
 def evaluate_saved(
@@ -111,21 +115,28 @@ def evaluate_saved(
     """
     model = placed(load(folder), device, channels_last)
     data = data.to(device)
-    example = data.spec.prepared(data.test.images[:LATENCY_BATCH])
-    graph = find_groups(model, example[:2])
-    dense, dense_graph = _dense(model, example[:2])
+    shown = data.test.images[:LATENCY_BATCH]
+    example = data.spec.prepared(shown[:2])
+    graph = find_groups(model, example)
+    dense, dense_graph = _dense(model, example)
     alive = _alive(folder, graph)
     synapses = stored_synapses(model, graph)
-    found = measure(model, graph, data.batches(data.test, BATCH), alive, synapses)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return data.batches(data.test, evaluation_batch(data.spec))
+
+    found = measure(model, graph, batches(), alive, synapses)
     assert found.accuracy is not None, "the test split has labels"
     assert found.correct is not None
     dense_energy = estimate_energy(dense_graph, found.synops)
-    layers = _layers(graph, dense_graph, alive, synapses, found.synops.sops_per_layer)
+    timing = timing_of(model)
+    time = None if timing is None else timing.living
+    layers = _layers(graph, dense_graph, alive, synapses, found.synops.sops_per_layer, time)
     conv = [layer for layer in layers if layer.kind == "conv"]
     sparsity = _sparsity_paper(layers)
     small_seconds, dense_seconds = latency(
         [model, placed(dense, device, channels_last)],
-        example.contiguous(memory_format=memory_format(channels_last)),
+        in_format(data.spec.prepared(shown), memory_format(channels_last)),
     )
     result = ResultLine(
         test_accuracy=found.accuracy,
@@ -148,18 +159,23 @@ def evaluate_saved(
         memory_pj=found.energy.memory_pj,
         dense_snn_pj=dense_energy.dense_snn_pj,
         dense_ann_pj=dense_energy.dense_ann_pj,
-        paper_proxy_pj=(1 - sparsity) * dense_energy.paper_proxy_pj,
+        paper_proxy_pj=(1 - sparsity) * (1 - found.dead_pairs) * dense_energy.paper_proxy_pj,
+        dead_pairs=found.dead_pairs,
+        living_steps=1.0 if time is None else living_step_share(time, alive),
+        steps=step_results(graph, found.step_rates, alive) if graph.num_steps > 1 else [],
+        anytime=list(anytime(model, batches())) if graph.num_steps > 1 and not found.dead_pairs else [],
         alive_units={g.name: int(alive[g.name].sum()) if g.name in alive else g.units for g in graph.groups},
         units={g.name: g.units for g in dense_graph.groups},
         layers=layers,
         neurons=[NeuronResult(name=name, **asdict(rate)) for name, rate in found.rates.items()],
         latency_ms=1000 * small_seconds,
         dense_latency_ms=1000 * dense_seconds,
-        latency_batch=len(example),
+        latency_batch=len(shown),
         threads=torch.get_num_threads() if device == "cpu" else None,
         seconds=seconds,
     )
-    return Measured(result=result, correct=found.correct)
+    recorded = activity(model, graph, data, found.step_rates, kept_units(folder)) if graph.num_steps > 1 else {}
+    return Measured(result=result, correct=found.correct, activity=recorded)
 
 
 def placed(model: nn.Module, device: str, channels_last: bool) -> nn.Module:
@@ -177,6 +193,7 @@ def _layers(
     alive: Mapping[str, Tensor],
     synapses: Mapping[str, Tensor],
     sops: Mapping[str, float],
+    time: LivingSteps | None,
 ) -> list[LayerResult]:
     """Each layer beside its dense form, which has the same name; one that several calls share is listed once."""
     small = {layer.name: layer for layer in distinct_layers(graph)}
@@ -193,7 +210,7 @@ def _layers(
                 alive_inputs=int(living_inputs(now, alive).sum()),
                 synapses=layer.out_units.size * layer.in_features * layer.kernel,
                 living_synapses=int(living_fan_out(now, alive, synapses).sum()) * layer.kernel,
-                macs=_layer_macs(graph, layer.name, alive),
+                macs=_layer_macs(graph, layer.name, alive, time),
                 dense_macs=_layer_macs(dense, layer.name, {}),
                 sops=sops.get(layer.name),
             )
@@ -201,8 +218,9 @@ def _layers(
     return found
 
 
-def _layer_macs(graph: Graph, name: str, alive: Mapping[str, Tensor]) -> int:
-    return count_macs(replace(graph, layers=tuple(layer for layer in graph.layers if layer.name == name)), alive)
+def _layer_macs(graph: Graph, name: str, alive: Mapping[str, Tensor], time: LivingSteps | None = None) -> int:
+    layers = tuple(layer for layer in graph.layers if layer.name == name)
+    return count_macs(replace(graph, layers=layers), alive, time=time)
 
 
 def _connectivity(layers: Sequence[LayerResult]) -> float:

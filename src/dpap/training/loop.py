@@ -88,6 +88,7 @@ def _train_rest(run: Run, folder: RunFolder, watch: Watch | None) -> ResultLine:
         best_test_accuracy=best_after_last_death(lines),
     )
     folder.write_answers(measured.correct)
+    folder.write_activity(measured.activity)
     folder.write_lines([*lines, measured.result])
     return measured.result
 

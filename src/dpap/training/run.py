@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dpap.config import Config, DataConfig, DevelopmentConfig, OptimizerConfig
-from dpap.data import Dataset, DataSpec, Split, load_dataset
+from dpap.data import Dataset, DataSpec, Split
 from dpap.data.augment import Augment
 from dpap.data.spec import chosen_share, unit_range
 from dpap.developer import DPAP
@@ -28,11 +28,14 @@ from dpap.report.history import DevelopmentLine, EpochLine, Line, ResultLine, Ru
 from dpap.rules import RULES, Rule, dpap
 from dpap.scores import per_kind
 from dpap.training.checkpoint import RunFolder, restore
-from dpap.training.evaluate import BATCH, memory_format, placed, require_device
+from dpap.training.data import evaluation_batch, in_format, load_data
+from dpap.training.evaluate import memory_format, placed, require_device
 from dpap.training.losses import LOSSES, PER_STEP
 from dpap.training.randomness import derived_seed, generator, seed_global
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+KAPPAS = ("kappa_unit", "kappa_synapse", "kappa_pair", "kappa_step")
 
 Record = dict[str, npt.NDArray[Any]]
 
@@ -74,7 +77,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         require_device(config.device)
         self.config = config
-        self.data: Dataset = load_dataset(config.data.name, config.data.path).to(config.device)
+        self.data: Dataset = load_data(config).to(config.device)
         self.samples: Split = training_samples(self.data, config.data)
         self.training_spec = training_spec(self.data.spec, config.data)
         self.augment = Augment(
@@ -83,9 +86,13 @@ class Run:
             erasing=config.data.erasing,
             randaugment=config.data.randaugment,
             fill=self.training_spec.mean or (0.5,),
+            rotation=config.data.rotation,
+            drop=config.data.drop,
+            jitter=config.data.jitter,
         )
-        self.augment(unit_range(self.samples.images[:2]), generator(config.seed, "augment"))  # refused now, or never
+        self._augmented(self.samples.images[:2], 0, 0)  # refused now, or never
         self.memory_format = memory_format(config.channels_last)
+        self.evaluation_batch = evaluation_batch(self.data.spec)
         self.model = placed(make_model(config, self.data), config.device, config.channels_last)
         decay = config.optimizer.ema
         self.averaged = None if decay is None else averaged(self.model, decay)
@@ -134,6 +141,7 @@ class Run:
             seed=derived_seed(self.config.seed, "development"),
             ema=None if self.averaged is None else self.averaged.module,
             shrink=cast(Any, settings.shrink),
+            time=cast(Any, settings.time),
             replay=None if settings.replay is None else Deaths.read(settings.replay),
         )
 
@@ -143,11 +151,18 @@ class Run:
         order = generator(seed, "order", epoch)
         raw = self.samples.batches(data.batch_size, generator=order, full_only=self.full_only)
         for batch, (images, labels) in enumerate(raw):
-            draws = generator(seed, "augment", epoch, batch)
-            images = self.augment(unit_range(images), draws)
-            images = self.training_spec.normalized(images)
-            images = self.augment.after_normalization(images, draws)
-            yield images.contiguous(memory_format=self.memory_format), labels
+            yield in_format(self._augmented(images, epoch, batch), self.memory_format), labels
+
+    def _augmented(self, images: Tensor, epoch: int, batch: int) -> Tensor:
+        """Stored samples of a batch as the network sees them in training."""
+        seed, spec = self.config.seed, self.training_spec
+        draws = generator(seed, "augment", epoch, batch)
+        if spec.num_steps is not None:
+            return spec.prepared(self.augment.of_frames(images.to(torch.get_default_dtype()), draws))
+        images = self.augment(unit_range(images), draws)
+        if spec.encoding is not None:
+            return spec.prepared(images, generator(seed, "encode", epoch, batch))
+        return self.augment.after_normalization(spec.normalized(images), draws)
 
     def observing(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.dev is None else self.dev.observing()
@@ -201,6 +216,10 @@ class Run:
                 isolated_units=dict(report.isolated_units),
                 died_synapses=dict(report.died_synapses),
                 living_synapses=dict(report.living_synapses),
+                died_pairs=dict(report.died_pairs),
+                died_steps=dict(report.died_steps),
+                living_pairs=report.living_pairs,
+                living_steps=report.living_steps,
                 capped=list(report.capped),
                 skipped=list(report.skipped),
                 warnings=list(report.warnings),
@@ -210,9 +229,11 @@ class Run:
     def measure_epoch(self) -> None:
         """Accuracies that the config asks for after every epoch; nothing in the run depends on them."""
         if self.config.data.hold_out:
-            self.validation_accuracy = accuracy(self.measured, self.data.batches(self.data.validation, BATCH))
+            self.validation_accuracy = accuracy(
+                self.measured, self.data.batches(self.data.validation, self.evaluation_batch)
+            )
         if self.config.test_each_epoch:
-            self.test_accuracy = accuracy(self.measured, self.data.batches(self.data.test, BATCH))
+            self.test_accuracy = accuracy(self.measured, self.data.batches(self.data.test, self.evaluation_batch))
 
     def check_finite(self, batch: int) -> None:
         """So that a checkpoint is always a state from which one can go on."""
@@ -265,13 +286,14 @@ class Run:
 
     def record(self) -> Record:
         """development.npz: `step` (calls of `dev.step()` so far) and `progress` (K,); for each group `use/`
-        (u), `survival/` (F) and `alive/` + its name, (K, units)."""
+        (u), `survival/` (F) and `alive/` + its name, (K, units); for each neuron with dead time steps `pairs/` + its
+        name, (K, units, T)."""
         steps = self._steps
         record: Record = {
             "step": np.array([report.step for report in steps], dtype=np.int64),
             "progress": np.array([report.progress for report in steps], dtype=np.float64),
         }
-        for kind in ("use", "survival", "alive"):
+        for kind in ("use", "survival", "alive", "pairs"):
             for group in getattr(steps[0], kind) if steps else ():
                 record[f"{kind}/{group}"] = np.stack([getattr(report, kind)[group].cpu().numpy() for report in steps])
         if not self._earlier:
@@ -329,7 +351,7 @@ def make_rule(settings: DevelopmentConfig) -> Rule:
     """The rule with the scores and levels of the config."""
     if settings.rule != "dpap":
         return RULES[settings.rule]()
-    given: dict[str, Any] = {"kappa_unit": settings.kappa_unit, "kappa_synapse": settings.kappa_synapse}
+    given: dict[str, Any] = {name: getattr(settings, name) for name in KAPPAS}
     if settings.unit_score is not None or settings.synapse_score is not None:
         given["score"] = per_kind(unit=settings.unit_score or "spine", synapse=settings.synapse_score or "spine")
     return dpap(**{name: value for name, value in given.items() if value is not None})

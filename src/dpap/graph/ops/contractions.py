@@ -7,7 +7,7 @@ from typing import Any
 
 from dpap.graph.front import Value, Walk, plain
 from dpap.graph.op_rules import op_rule, out_shape
-from dpap.graph.ops.elementwise import tie_axis
+from dpap.graph.ops.elementwise import combined, tie_axis
 
 CONTRACTED = "contracted with another activation"
 
@@ -21,7 +21,7 @@ def _contracted(
     for letter in dict.fromkeys("".join(terms)):
         holders = [(v, term.index(letter)) for term, v in zip(terms, operands, strict=True) if letter in term]
         if letter in result:
-            tie_axis(walk, out, result.index(letter), holders, masked=False)
+            tie_axis(walk, out, result.index(letter), holders)
         else:
             for value, axis in holders:
                 walk.protect(value.units[axis], CONTRACTED)
@@ -36,7 +36,7 @@ def _einsum(walk: Walk, node: Any, equation: str, operands: Sequence[Value], **o
     terms = left.split(",")
     shape = out_shape(node)
     spread = "ABCDEFGHIJ"  # for an ellipsis; letters of equations are small by custom
-    if "->" not in equation or any(len(set(term)) < len(term) - 2 * ("..." in term) for term in terms):
+    if any(len(set(term)) < len(term) - 2 * ("..." in term) for term in terms):
         for value in operands:
             walk.protect_value(value, CONTRACTED)
         return plain(shape)
@@ -55,9 +55,7 @@ def _einsum(walk: Walk, node: Any, equation: str, operands: Sequence[Value], **o
 def _matmul(walk: Walk, node: Any, a: Value, b: Value) -> Value:
     """(..., n, k) times (..., k, m)."""
     shape = out_shape(node)
-    batch = "ABCDEFGHIJ"[: max(len(a.shape), len(b.shape)) - 2] if min(len(a.shape), len(b.shape)) > 1 else ""
-    if len(a.shape) == 1 or len(b.shape) == 1:
-        batch = "ABCDEFGHIJ"[: max(len(a.shape), len(b.shape), 2) - 2]
+    batch = "ABCDEFGHIJ"[: max(len(a.shape), len(b.shape), 2) - 2]
     left = (batch[len(batch) - len(a.shape) + 2 :] + "nk") if len(a.shape) > 1 else "k"
     right = (batch[len(batch) - len(b.shape) + 2 :] + "km") if len(b.shape) > 1 else "k"
     rows = "n" if len(a.shape) > 1 else ""
@@ -90,17 +88,8 @@ def _attention(
     batch = "ABCDEFGHIJ"[: len(query.shape) - 2]
     shape = out_shape(node)
     if options.get("enable_gqa") and key.shape[-3] != query.shape[-3]:
-        for several in (query, key, value):
-            walk.protect(several.units[-3], "query heads share the heads of keys and values")
-    for values in (key, value):
-        walk.protect(values.units[-2], "a softmax takes statistics over this axis")
-    if mask is not None:
-        walk.protect(mask.units[-1], "a softmax takes statistics over this axis")
+        walk.protect(query.units[-3], "query heads share the heads of keys and values")
     weights = _contracted(walk, (*shape[:-1], key.shape[-2]), [batch + "nd", batch + "md"], batch + "nm", [query, key])
     if mask is not None:
-        masked = plain(weights.shape)
-        for axis in range(len(masked.shape) - 1):
-            tie_axis(walk, masked, axis, [(weights, axis), (mask, axis - len(masked.shape) + len(mask.shape))])
-        masked.awaiting = weights.awaiting
-        weights = masked
+        weights = combined(walk, weights.shape, [weights, mask], masked=True)
     return _contracted(walk, shape, [batch + "nm", batch + "me"], batch + "ne", [weights, value])

@@ -101,10 +101,12 @@ def _identity(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Va
     "aten.rsub.Scalar",
     "aten.div.Tensor_mode",
 )
-def _binary(walk: Walk, node: Any, a: Any, b: Any, *rest: Any, **options: Any) -> Value:
+def _binary(walk: Walk, node: Any, a: Value, b: Any, *rest: Any, **options: Any) -> Value:
     name = str(node.target).split(".")[1].rstrip("_")
     # a zero in a divisor or a power would make infinity of a dead unit, so those are only sliced
     out = combined(walk, out_shape(node), [a, b], masked=name in ("add", "sub", "mul"))
+    if options:  # alpha, rounding: neither the sign nor the spikes are followed through them
+        return out
     out.nonnegative = name in ("add", "mul", "div", "maximum") and all(
         v.nonnegative if isinstance(v, Value) else v >= 0 for v in (a, b)
     )
@@ -116,7 +118,7 @@ def _binary(walk: Walk, node: Any, a: Any, b: Any, *rest: Any, **options: Any) -
 @op_rule("aten.addcmul.default", "aten.addcdiv.default", "aten.clamp.Tensor")
 @op_rule(*(f"aten.masked_fill{form}.{kind}" for form in ("", "_") for kind in ("Scalar", "Tensor")))
 def _mixed(walk: Walk, node: Any, *operands: Any, **options: Any) -> Value:
-    return combined(walk, out_shape(node), [*operands, *options.values()], masked=False)
+    return combined(walk, out_shape(node), operands, masked=False)
 
 
 def combined(walk: Walk, shape: tuple[int, ...], operands: Sequence[Any], *, masked: bool) -> Value:
@@ -148,13 +150,12 @@ def tie_axis(walk: Walk, out: Value, axis: int, operands: list[tuple[Value, int]
             walk.attach(ids, value, k, masked=masked)
 
 
-def _binary_divisor(name: str, a: Any, b: Any, shape: tuple[int, ...]) -> FloatArray | None:
+def _binary_divisor(name: str, a: Value, b: Any, shape: tuple[int, ...]) -> FloatArray | None:
     """Sums of spikes stay counts of spikes; a scalar factor moves into the divisor; all else is real-valued."""
-    if isinstance(a, Value) and isinstance(b, Value):
+    if isinstance(b, Value):
         if name != "add" or a.divisor is None or b.divisor is None or a.shape != b.shape:
             return None
         return a.divisor if np.array_equal(a.divisor, b.divisor) else None
-    value, scalar = (a, b) if isinstance(a, Value) else (b, a)
-    if value.divisor is None or not isinstance(scalar, (int, float)) or scalar <= 0 or name not in ("mul", "div"):
+    if a.divisor is None or not isinstance(b, (int, float)) or b <= 0 or name not in ("mul", "div"):
         return None
-    return value.divisor / scalar if name == "mul" else value.divisor * scalar if value is a else None
+    return a.divisor / b if name == "mul" else a.divisor * b

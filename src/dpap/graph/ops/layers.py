@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dpap.graph.front import Value, Walk, _LayerCall, _Seen, plain
+from dpap.errors import DPAPError
+from dpap.graph.front import Value, Walk, _LayerCall, _Seen, model_line, plain
 from dpap.graph.group import FloatArray, IntArray, LayerKind
 from dpap.graph.op_rules import op_rule, out_shape
 
@@ -24,7 +25,7 @@ def _linear(walk: Walk, node: Any, x: Value, weight: Value, bias: Value | None =
     return _layer(walk, x, weight, bias, out, "linear", axis, kernel=1, fanout=np.ones(()))
 
 
-@op_rule("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.conv2d.padding")
+@op_rule(*(f"aten.conv{dims}d.{padding}" for dims in (1, 2, 3) for padding in ("default", "padding")))
 def _conv(
     walk: Walk,
     node: Any,
@@ -67,6 +68,12 @@ def _convolution(
     transposed: bool = False,
 ) -> Value:
     """`spatial`: stride, padding, dilation; for a transposed one also the output padding."""
+    if len(x.shape) < len(weight.shape):
+        raise DPAPError(
+            f"A convolution receives a tensor of shape {x.shape}, which has no axis for samples.",
+            where=model_line(node.stack_trace),
+            fix="give a convolution whole batches: (B, C, ...).",
+        )
     out = plain(out_shape(node))
     out.marks[0] = x.marks[0]
     _mixed_space(walk, x)

@@ -93,7 +93,8 @@ def _max_pool(walk: Walk, node: Any, x: Value, *rest: Any) -> Any:
 
 @op_rule(
     *(f"aten.upsample_{kind}.vec" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "trilinear3d")),
-    *(f"aten.upsample_{kind}.vec" for kind in ("bilinear2d", "bicubic2d", "_nearest_exact2d")),
+    *(f"aten.upsample_{kind}.vec" for kind in ("bilinear2d", "bicubic2d")),
+    *(f"aten._upsample_nearest_exact{dims}d.vec" for dims in (1, 2, 3)),
     *(f"aten._upsample_{kind}_aa.vec" for kind in ("bilinear2d", "bicubic2d")),
 )
 def _upsample(walk: Walk, node: Any, x: Value, *rest: Any) -> Value:

@@ -355,7 +355,9 @@ def _moved(walk: Walk, node: Any, x: Value, *rest: Any) -> Value:
 @op_rule("aten.pad.default", "aten.constant_pad_nd.default")
 @op_rule(*(f"aten.{kind}_pad{dims}d.default" for kind in ("reflection", "replication") for dims in (1, 2, 3)))
 def _pad(walk: Walk, node: Any, x: Value, widths: Sequence[int], *rest: Any, **options: Any) -> Value:
-    """What is added along an axis of units is no unit."""
+    """What is added along an axis of units is no unit; should it be copies of them, they stay."""
+    name = str(node.target)
+    copies = rest[:1] not in ((), ("constant",)) if name == "aten.pad.default" else "constant" not in name
     out = elementwise(walk.own(x), nonnegative=False)
     x = out
     out = dataclasses.replace(out, units=list(out.units), marks=list(out.marks), shape=out_shape(node))
@@ -365,11 +367,11 @@ def _pad(walk: Walk, node: Any, x: Value, widths: Sequence[int], *rest: Any, **o
         ids = x.units[axis]
         if before or after:
             out.marks[axis] = {}
-            if ids is not None and min(before, after) >= 0:
+            if ids is not None and min(before, after) >= 0 and not copies:
                 out.units[axis] = np.pad(ids, (before, after), constant_values=-1)
             elif ids is not None:
                 out.units[axis] = None
-                walk.protect(ids, "single units are selected by number")
+                walk.protect(ids, "repeated along its own axis" if copies else "single units are selected by number")
     return out
 
 

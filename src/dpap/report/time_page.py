@@ -1,0 +1,221 @@
+"""The sections of a report that are about time; empty for a network without it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from dpap.errors import DPAPError
+from dpap.report.figures import Chart, Series, chart, held
+from dpap.report.files import RunFiles
+from dpap.report.history import StepResult
+from dpap.report.svg import linear, number, percent, share_of, short_percent, tag
+from dpap.report.time_figures import LayerPairs, pair_map, raster, sample_frames, step_rates
+
+
+def time_section(files: RunFiles) -> str:
+    """Who lives at which time step, how much fires there, and how early the network knows."""
+    charts = [item for item in (_living(files), _anytime(files)) if item is not None]
+    pruned = [layer for layer in layers(files) if f"pairs/{layer.name}" in files.development]
+    parts = [_words(files), tag("div", *map(chart, charts), class_="grid") if charts else ""]
+    if pruned:
+        parts += [
+            tag("h3", "Living pairs of a unit and a time step"),
+            tag(
+                "p",
+                "A row is a living unit, those with the most living steps on top; a column is a time step. Where the "
+                "colour is missing the pair is dead: it gets no input current and gives no spike.",
+            ),
+            tag("div", *map(pair_map, pruned), class_="maps", id="pair-maps"),
+        ]
+    return "".join([*parts, _rates(files)])
+
+
+def samples_section(files: RunFiles) -> str:
+    """A few samples as the network sees them, and what its neurons fire on the first."""
+    frames, labels = files.activity.get("frames"), files.activity.get("label")
+    parts = []
+    if frames is not None and labels is not None:
+        parts.append(tag("p", _of_frames(frames)))
+        if frames.shape[2] == 2:
+            keys = [tag("span", class_=f"key block {style}") + tag("span", style.upper()) for style in ("on", "off")]
+            parts.append(tag("ul", *(tag("li", key) for key in keys), class_="legend"))
+        for k, sample in enumerate(frames):
+            parts.append(sample_frames(_title(files, k), sample, f"sample {k + 1}"))
+    rasters = [
+        raster(layer, spikes)
+        for layer in layers(files)
+        if (spikes := files.activity.get(f"raster/{layer.name}")) is not None
+    ]
+    if rasters:
+        parts += [
+            tag("h3", "Spikes"),
+            tag(
+                "p",
+                f"The finished network on one sample of the test split ({_title(files, 0)}). A row is a living unit, a "
+                "column a time step. A mark is a spike, of a channel of a convolution the share of its neurons that "
+                "fire; grey is a dead pair.",
+            ),
+            tag("div", *rasters, class_="maps", id="rasters"),
+        ]
+    return "".join(parts)
+
+
+def silent_share(files: RunFiles) -> float | None:
+    """Of the dead pairs of living units, those that never fired in the unpruned control on the test split; None where
+    no pair is dead or the control left no record."""
+    dead = silent = 0
+    for layer in layers(files):
+        fired = None if files.control is None else files.control.activity.get(f"fired/{layer.name}")
+        if f"pairs/{layer.name}" not in files.development or fired is None:
+            continue
+        gone = layer.units[:, None] & ~layer.pairs
+        dead += layer.positions * int(gone.sum())
+        silent += layer.positions * int((gone & (fired == 0)).sum())
+    return silent / dead if dead else None
+
+
+def layers(files: RunFiles) -> list[LayerPairs]:
+    """The layers of spiking neurons of the finished network; all pairs live where none were pruned.
+
+    Raises:
+        DPAPError: what the files say of a layer does not fit together.
+    """
+    return [layer for item in (files.result.steps if files.result else []) if (layer := _layer(files, item))]
+
+
+def _layer(files: RunFiles, item: StepResult) -> LayerPairs | None:
+    control = {} if files.control is None else files.control.activity
+    records = {
+        "pairs": files.development.get(f"pairs/{item.name}"),
+        "fired": files.activity.get(f"fired/{item.name}"),
+        "raster": files.activity.get(f"raster/{item.name}"),
+        "fired in the control": control.get(f"fired/{item.name}"),
+    }
+    shapes = {name: array.shape[-2:] for name, array in records.items() if array is not None}
+    if not shapes:
+        return None
+    shape = next(iter(shapes.values()))
+    alive = files.development.get(f"alive/{item.group}", np.ones((1, shape[0]), dtype=bool))
+    shapes["alive and rates"] = (alive.shape[1], len(item.rates))
+    if len(set(shapes.values())) > 1:
+        said = ", ".join(f"{name} {units} x {steps}" for name, (units, steps) in shapes.items())
+        raise DPAPError(
+            f"What is recorded of the units and steps of {item.name} does not fit together: {said}.",
+            where=str(files.path),
+            fix="restore development.npz and activity.npz from a copy",
+        )
+    pairs = records["pairs"]
+    return LayerPairs(
+        name=item.name,
+        group=item.group,
+        positions=item.positions,
+        units=alive[-1].astype(bool),
+        pairs=np.ones(shape, dtype=bool) if pairs is None else pairs[-1].astype(bool),
+    )
+
+
+# the parts
+
+
+def _words(files: RunFiles) -> str:
+    """What died of time, in a sentence; empty where time was not pruned."""
+    result = files.result
+    if result is None or not result.dead_pairs:
+        return ""
+    silent = silent_share(files)
+    beside = "" if silent is None else f"; {share_of(silent)} of these never fired in the unpruned control"
+    return tag(
+        "p",
+        f"{share_of(result.dead_pairs)} of the pairs of a living hidden neuron and a time step are dead{beside}. "
+        f"{share_of(result.living_steps)} of the time steps of the hidden layers live.",
+    )
+
+
+def _living(files: RunFiles) -> Chart | None:
+    lines, epochs = files.history.development, files.history.run.epochs
+    if all(line.living_pairs == 1 and line.living_steps == 1 for line in lines):
+        return None
+    x, end = (0.0, *(line.progress * epochs for line in lines)), float(len(files.history.epochs))
+    return Chart(
+        name="living-steps",
+        title="What is alive: pairs and layer steps",
+        series=(
+            held("pairs of a neuron and a step", "run", x, (1.0, *(line.living_pairs for line in lines)), end),
+            held("steps of whole layers", "run dashed", x, (1.0, *(line.living_steps for line in lines)), end),
+        ),
+        scale=linear(0.0, 1.0),
+        end=epochs,
+        tick=short_percent,
+        value=share_of,
+        window=files.window,
+        note="Shares of the hidden layers: of the pairs of living neurons, and of the time steps of the layers.",
+    )
+
+
+def _anytime(files: RunFiles) -> Chart | None:
+    arms = [("this run", "run", files)] + ([("control", "control", files.control)] if files.control else [])
+    series = tuple(
+        Series(label=label, style=style, x=tuple(float(t) for t in range(1, len(found) + 1)), y=tuple(found))
+        for label, style, arm in arms
+        if arm.result is not None and (found := arm.result.anytime)
+    )
+    if not series:
+        return None
+    values = [y for item in series for y in item.y]
+    note = "Share of the test samples that the mean readout over the first t steps answers rightly."
+    if files.result is not None and not files.result.anytime:
+        note += " A network with dead pairs answers after all of its steps, so it has no curve."
+    return Chart(
+        name="anytime",
+        title="Accuracy against time steps",
+        series=series,
+        scale=linear(max(0.0, min(values) - 0.05), min(1.0, max(values) + 0.05)),
+        end=max(len(item.y) for item in series),
+        axis="time step",
+        tick=short_percent,
+        value=percent,
+        note=note,
+    )
+
+
+def _rates(files: RunFiles) -> str:
+    result = files.result
+    if result is None or not result.steps:
+        return ""
+    control = files.control.result if files.control is not None else None
+    before = {item.name: item.rates for item in control.steps} if control is not None else {}
+    most = max((rate for rates in (*before.values(), *(i.rates for i in result.steps)) for rate in rates), default=0.0)
+    dead = {layer.name: layer.dead_steps for layer in layers(files)}
+    keys = [("run", "this run")] + ([("control", "control")] if before else [])
+    keys += [("dead-step", "dead step")] if any(dead.values()) else []
+    legend = [tag("li", tag("span", class_=f"key block {style}"), tag("span", label)) for style, label in keys]
+    figures = [
+        step_rates(item.group, item.rates, before.get(item.name), dead.get(item.name, ()), most or 1.0)
+        for item in result.steps
+    ]
+    return "".join(
+        (
+            tag("h3", "Firing rate at each time step"),
+            tag(
+                "p",
+                "Mean spikes per neuron of a living unit, over the test split; a dead pair counts as 0. Bars of all "
+                f"layers are on one scale, up to {number(most)}.",
+            ),
+            tag("ul", *legend, class_="legend"),
+            tag("div", *figures, class_="maps", id="step-rates"),
+        )
+    )
+
+
+def _of_frames(frames: npt.NDArray[np.uint8]) -> str:
+    what = "as the network sees them: a frame for each time step, which counts events" if frames.shape[2] == 2 else ""
+    return f"Samples of the test split {what or 'as the network sees them, step by step'}. The stronger, the more."
+
+
+def _title(files: RunFiles, sample: int) -> str:
+    label, answer = (str(files.activity[name][sample]) for name in ("label", "answer"))
+    return f"{label}, answered rightly" if label == answer else f"{label}, taken for {answer}"
+
+
+__all__ = ["layers", "samples_section", "silent_share", "time_section"]
