@@ -104,6 +104,8 @@ class DPAP:
         time: Prune time steps as well, pairs of a unit and a step and whole steps of a layer: "leak" (a dead pair
             receives nothing, gives nothing, and its membrane leaks; work at the dead steps of a layer is left out) or
             "silence" (it integrates and cannot fire, as in the paper; nothing is spared but what its readers do).
+        spiking_input: The model receives counts of spikes, such as frames of events: what the first layer does to them
+            are synaptic operations.
         replay: The deaths of another run (`dpap.replay.Deaths`): as many die of each group and weight at each
             development step, and the score says who, by its use in that window alone, without memory.
 
@@ -142,6 +144,7 @@ class DPAP:
         forward: Forward | None = None,
         unknown: Unknown = "refuse",
         time: Mode | None = None,
+        spiking_input: bool = False,
         replay: Deaths | None = None,
     ) -> None:
         if shrink not in ("auto", "never", "always"):
@@ -169,7 +172,15 @@ class DPAP:
         self.shrink: Shrink = shrink if self.rule.permanent else "never"
         if self.shrink != "never":
             check_optimizers(self.optimizers)
-        self.graph = find_groups(model, example_input, ignore=ignore, only=only, unknown=unknown, forward=forward)
+        self.graph = find_groups(
+            model,
+            example_input,
+            ignore=ignore,
+            only=only,
+            unknown=unknown,
+            forward=forward,
+            spiking_input=spiking_input,
+        )
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self._groups = tuple(g for g in self.graph.groups if g.protected is None and "unit" in self.rule.kinds)
         self._synaptic = self._prunable_synapses(parameters)

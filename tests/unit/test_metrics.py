@@ -312,6 +312,28 @@ def test_linear_layers_on_activity_with_its_time_axis() -> None:
     assert count.effective_macs_per_sample == STEPS * 3 * 3
 
 
+def test_events_that_are_received_are_synaptic_operations() -> None:
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.neuron, self.fc = nn.Conv2d(1, 3, 3, bias=False), IF(), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return over_time(self.fc, self.neuron(over_time(self.conv, x)).flatten(2)).mean(0)
+
+    model = Frames()
+    x = torch.zeros(2, 2, 1, 4, 4)
+    x[0, :, 0, 0, 0] = 1  # a corner, read by one of the four positions of the kernel
+    x[1, :, 0, 1, 2] = 3  # three events at a pixel that all four read
+    graph = find_groups(model, x, spiking_input=True)
+    counted = count_synops(model, graph, [x])
+    assert counted.sops_per_layer["conv"] == 3 * (1 * 1 + 3 * 4)
+    assert count_macs(graph, inputs="real") == 0
+    plain = find_groups(model, x)
+    assert "conv" not in count_synops(model, plain, [x]).sops_per_layer
+    assert count_macs(plain, inputs="real") == 2 * 4 * 3 * 9
+
+
 def test_how_the_samples_are_batched_does_not_matter() -> None:
     case = make_case("average, padded")
     one = count_synops(case.net, case.graph, [(case.images, torch.zeros(BATCH))], case.alive, case.synapses)

@@ -10,7 +10,7 @@ import torch
 
 from dpap.data.events.cache import Framed, Sample, draft_of, folder_of, kept, key
 from dpap.data.events.framed import EventSettings
-from dpap.data.saccade import Saccades, as_saccades
+from dpap.data.saccade import Saccades, as_saccades, saccade_spec
 from dpap.data.spec import Dataset, Split
 from dpap.errors import DPAPError
 
@@ -42,7 +42,7 @@ def load_simulated(name: str, pictures: Callable[[], Dataset], settings: EventSe
     folder = folder_of(name, settings.num_steps)
     source = key(VERSION, asdict(saccades), [len(getattr(seen, split)) for split in SPLITS])
     if (found := kept(folder, source)) is not None:
-        spec = as_saccades(_few(seen), settings.num_steps, saccades).spec
+        spec = saccade_spec(seen.spec, settings.num_steps, saccades)
         return Dataset(spec=spec, **{split: _part(found, split) for split in SPLITS})
     log.warning("%s: simulating all of it, which takes minutes, once", name)
     data = as_saccades(seen, settings.num_steps, saccades)
@@ -62,14 +62,3 @@ def _part(found: Framed, split: str) -> Split:
     rows = [row for row, sample in enumerate(found.samples) if sample.split == split]
     labels = torch.tensor([found.samples[row].label for row in rows])
     return Split(images=torch.from_numpy(found.images[rows[0] : rows[-1] + 1]), labels=labels)
-
-
-def _few(data: Dataset) -> Dataset:
-    """One sample of each split: all that it takes to know what the camera makes of a data set."""
-    return Dataset(
-        spec=data.spec,
-        **{
-            split: Split(images=getattr(data, split).images[:1], labels=getattr(data, split).labels[:1])
-            for split in SPLITS
-        },
-    )

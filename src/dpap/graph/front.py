@@ -431,6 +431,7 @@ def find_groups(
     only: Sequence[Pattern] | Pattern | None = None,
     unknown: Unknown = "refuse",
     forward: Forward | None = None,
+    spiking_input: bool = False,
 ) -> Graph:
     """Find what must shrink together, what may, and where its activity can be seen.
 
@@ -441,6 +442,8 @@ def find_groups(
         only: If given, all others keep theirs.
         unknown: What to do with an operator that has no rule: "refuse" names it, "protect" keeps all that touches it.
         forward: `forward(model, batch)` where the model is not called as `model(batch)`.
+        spiking_input: What the model receives are counts of spikes, such as frames of events: the layers that read them
+            do synaptic operations, not multiply-accumulates.
 
     Raises:
         DPAPError: The model cannot be traced, an operator has no rule, or a pattern matches nothing.
@@ -448,12 +451,14 @@ def find_groups(
     if unknown not in ("refuse", "protect"):
         raise DPAPError(f"unknown= is {unknown!r}.", fix='choose "refuse" or "protect".')
     program = export(model, example_input, forward)
-    walk = _walked(model, program, "" if forward is None else "model.", unknown)
+    walk = _walked(model, program, "" if forward is None else "model.", unknown, spiking_input)
     selection = _Selection.of(model, ignore, only)
     return _finish(walk, _groups(walk, model, selection), selection, program.graph.nodes)
 
 
-def _walked(model: nn.Module, program: torch.export.ExportedProgram, prefix: str, unknown: Unknown) -> Walk:
+def _walked(
+    model: nn.Module, program: torch.export.ExportedProgram, prefix: str, unknown: Unknown, spiking_input: bool
+) -> Walk:
     """Walk the graph, and again as long as a reshape had better split its units along another axis."""
     names: dict[str, str] = {}
     first: dict[int, str] = {}
@@ -470,13 +475,13 @@ def _walked(model: nn.Module, program: torch.export.ExportedProgram, prefix: str
             names=names,
             parameters=frozenset(name for name, _ in model.named_parameters()),
         )
-        _run(walk, program, prefix)
+        _run(walk, program, prefix, spiking_input)
         if not splits.advance(walk):
             break
     return walk
 
 
-def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str) -> None:
+def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str, spiking_input: bool) -> None:
     from dpap.graph.op_rules import apply_rule  # the rules are written in terms of Walk
 
     signature = program.graph_signature
@@ -490,7 +495,7 @@ def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str) -> None
     values: dict[Any, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            values[node] = _placeholder(node, named)
+            values[node] = _placeholder(node, named, spiking_input)
         elif node.op == "call_function":
             values[node] = apply_rule(walk, node, values)
         elif node.op == "output":
@@ -503,7 +508,7 @@ def _run(walk: Walk, program: torch.export.ExportedProgram, prefix: str) -> None
             )
 
 
-def _placeholder(node: Any, named: dict[str, str]) -> Any:
+def _placeholder(node: Any, named: dict[str, str], spiking_input: bool) -> Any:
     example = node.meta.get("val")
     if not isinstance(example, Tensor):
         return example
@@ -513,6 +518,8 @@ def _placeholder(node: Any, named: dict[str, str]) -> Any:
     else:
         for axis in range(min(2, len(value.shape))):
             value.marks[axis] = {f"{node.name}.{axis}": np.arange(value.shape[axis])}
+        if spiking_input:
+            value.divisor, value.nonnegative = np.broadcast_to(np.float64(1.0), value.shape), True
     return value
 
 

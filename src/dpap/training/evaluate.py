@@ -117,8 +117,8 @@ def evaluate_saved(
     data = data.to(device)
     shown = data.test.images[:LATENCY_BATCH]
     example = data.spec.prepared(shown[:2])
-    graph = find_groups(model, example)
-    dense, dense_graph = _dense(model, example)
+    graph = find_groups(model, example, spiking_input=data.spec.timed)
+    dense, dense_graph = _dense(model, example, spiking_input=data.spec.timed)
     alive = _alive(folder, graph)
     synapses = stored_synapses(model, graph)
 
@@ -237,12 +237,12 @@ def _sparsity_paper(layers: Sequence[LayerResult]) -> float:
     return 1 - kept / sum(layer.synapses for layer in layers)
 
 
-def _dense(model: nn.Module, example: Tensor) -> tuple[nn.Module, Graph]:
+def _dense(model: nn.Module, example: Tensor, *, spiking_input: bool) -> tuple[nn.Module, Graph]:
     made = built_from(model)
     assert made is not None, "load() built it"
     with torch.random.fork_rng(devices=[]):
         dense = build(made.name, **made.arguments).to(example.device).eval()
-    return dense, find_groups(dense, example)
+    return dense, find_groups(dense, example, spiking_input=spiking_input)
 
 
 def _alive(folder: Path, graph: Graph) -> dict[str, Tensor]:

@@ -142,6 +142,7 @@ class Run:
             ema=None if self.averaged is None else self.averaged.module,
             shrink=cast(Any, settings.shrink),
             time=cast(Any, settings.time),
+            spiking_input=self.data.spec.timed,
             replay=None if settings.replay is None else Deaths.read(settings.replay),
         )
 
