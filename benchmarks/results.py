@@ -26,8 +26,25 @@ from dpap.atomic import replace_file
 from dpap.config import from_dict, to_dict
 from dpap.errors import DPAPError
 from dpap.report.arm_names import IGNORED, data_of, family_of, flat
-from dpap.report.compare import ArmResult, Comparison, EpochNumbers, RunNumbers, compared, numbers_of
-from dpap.report.compare_table import said_accuracy, said_difference, said_layers, said_p, said_reached, said_units
+from dpap.report.compare import (
+    ArmResult,
+    Comparison,
+    EpochNumbers,
+    Key,
+    RunNumbers,
+    compared,
+    numbers_of,
+    said_key,
+)
+from dpap.report.compare_table import (
+    said_accuracy,
+    said_difference,
+    said_layers,
+    said_p,
+    said_reached,
+    said_runs,
+    said_units,
+)
 from dpap.report.files import read_run
 from dpap.report.history import LayerResult, NeuronResult
 from dpap.report.svg import MISSING, share_of
@@ -95,7 +112,7 @@ def collect(study: str, planned: Sequence[Arm], runs: Path, before: Stored | Non
 
 
 def _collect_arm(name: str, planned: Sequence[Arm], folder: Path, old: Stored | None, said: list[str]) -> Stored:
-    found = [run for arm in planned if (run := finished(folder / str(arm.config.seed))) is not None]
+    found = [run for arm in planned if (run := finished(folder / arm.path.name)) is not None]
     for run in found[1:]:
         if different := differences(found[0].config, run.config):
             raise DPAPError(
@@ -104,14 +121,15 @@ def _collect_arm(name: str, planned: Sequence[Arm], folder: Path, old: Stored | 
                 fix="remove the older one and run the study again",
             )
     config = dict(found[0].config) if found else (old or {}).get("config")
-    stored = {run.seed: to_json(run) for run in found}
+    stored = {run.key: to_json(run) for run in found}
     for run in (old or {}).get("runs", ()):
-        if run["seed"] in stored:
+        if key_of(run) in stored:
             continue
         if found and differences((old or {})["config"], found[0].config):
-            said.append(f"{name}: seed {run['seed']} was run with other settings than {found[0].path}; it is left out.")
+            seed = said_key(key_of(run))
+            said.append(f"{name}: seed {seed} was run with other settings than {found[0].path}; it is left out.")
         else:
-            stored[run["seed"]] = run
+            stored[key_of(run)] = run
     changed = differences(config, to_dict(planned[0].config)) if stored and config else []
     if changed:
         said.append(f"{name}: was run with other settings than studies.py says now: {'; '.join(changed)}.")
@@ -119,11 +137,16 @@ def _collect_arm(name: str, planned: Sequence[Arm], folder: Path, old: Stored | 
         "name": name,
         "paper": planned[0].paper,
         "against": planned[0].against,
-        "seeds": [arm.config.seed for arm in planned],
+        "seeds": [said_key(arm.key) for arm in planned],
         "config": {k: v for k, v in config.items() if k not in ("seed", "control")} if stored and config else None,
         "changed": changed,
         "runs": [stored[seed] for seed in sorted(stored)],
     }
+
+
+def key_of(run: Stored) -> Key:
+    """Seed and fold of a stored run; the first ones were written before there were folds."""
+    return run["seed"], run.get("fold")
 
 
 def finished(folder: Path) -> RunNumbers | None:
@@ -174,11 +197,13 @@ def from_json(values: Stored, path: str, config: Stored) -> RunNumbers:
     if values["wrong"] is not None:
         right = np.ones(values["samples"], dtype=np.bool_)
         right[values["wrong"]] = False
-    same = {item.name: values[item.name] for item in fields(RunNumbers) if item.name not in APART}
+    seed, fold = key_of(values)
+    same = {item.name: values[item.name] for item in fields(RunNumbers) if item.name not in (*APART, "fold")}
     return RunNumbers(
         **same,
+        fold=fold,
         path=path,
-        config={**config, "seed": values["seed"]},
+        config={**config, "seed": seed} | ({} if fold is None else {"data": {**config["data"], "fold": fold}}),
         correct=right,
         epochs=tuple(EpochNumbers(**epoch) for epoch in values["epochs"]),
         layers=tuple(LayerResult(**layer) for layer in values["layers"]),
@@ -260,9 +285,9 @@ def grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Any, list[
 
 
 def said_missing(arm: Stored) -> str:
-    there = {run["seed"] for run in arm["runs"]}
-    missing = [seed for seed in arm["seeds"] if seed not in there]
-    return f"`{arm['name']}` seed {', '.join(map(str, missing))}" if missing else ""
+    there = {said_key(key_of(run)) for run in arm["runs"]}
+    missing = [str(seed) for seed in arm["seeds"] if str(seed) not in there]
+    return f"`{arm['name']}` seed {', '.join(missing)}" if missing else ""
 
 
 def provenance(arms: Sequence[Stored]) -> str:
@@ -296,7 +321,9 @@ def data_part(study: Stored, arms: Sequence[Stored], studies: Sequence[Stored]) 
 
 
 def runs_of(study: Stored, arm: Stored, name: str, names: dict[str, str]) -> list[RunNumbers]:
-    runs = [from_json(run, f"{study['study']}/{arm['name']}/{run['seed']}", arm["config"]) for run in arm["runs"]]
+    runs = [
+        from_json(run, f"{study['study']}/{arm['name']}/{said_key(key_of(run))}", arm["config"]) for run in arm["runs"]
+    ]
     names |= {run.path: name for run in runs}
     return runs
 
@@ -307,14 +334,14 @@ def controls_elsewhere(
     """Controls of other studies, with the study's name, for arms that have none in their own."""
     own = {family_of(run.config) for run in runs if run.is_control}
     wanted = list(dict.fromkeys(f for run in runs if not run.is_control and (f := family_of(run.config)) not in own))
-    taken: dict[tuple[Any, int], tuple[RunNumbers, str]] = {}
+    taken: dict[tuple[Any, Key], tuple[RunNumbers, str]] = {}
     for other in studies:
         for arm in other["arms"]:
             if other is study or not arm["runs"] or family_of(arm["config"]) not in wanted:
                 continue
             for run in runs_of(other, arm, "control", {}):
-                if run.is_control and any(run.seed == mine.seed for mine in runs):
-                    taken.setdefault((family_of(run.config), run.seed), (run, other["study"]))
+                if run.is_control and any(run.key == mine.key for mine in runs):
+                    taken.setdefault((family_of(run.config), run.key), (run, other["study"]))
     labels = {family: f"control {k + 1}" if len(wanted) > 1 else "control" for k, family in enumerate(wanted)}
     names |= {run.path: labels[family] for (family, _), (run, _) in taken.items()}
     return list(taken.values())
@@ -347,8 +374,8 @@ def accuracy_table(found: Comparison, planned: Mapping[str, Stored]) -> list[str
 
 
 def said_seeds(arm: ArmResult, plan: Stored | None) -> str:
-    n = arm.accuracy.n
-    return f"{n}" if plan is None or n >= len(plan["seeds"]) else f"{n} of {len(plan['seeds'])}"
+    n = len(arm.seeds)
+    return said_runs(arm) if plan is None or n >= len(plan["seeds"]) else f"{n} of {len(plan['seeds'])}"
 
 
 def convergence_table(found: Comparison) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from dpap.config import Config, TargetConfig, to_toml
 from dpap.recipes import recipe
+from dpap.report.compare import Key
 from dpap.report.history import read_history
 
 RUNS = Path("runs/studies")
@@ -43,7 +44,13 @@ class Arm:
 
     @property
     def path(self) -> Path:
-        return RUNS / self.study / self.name / str(self.config.seed)
+        seed, fold = self.key
+        return RUNS / self.study / self.name / (str(seed) if fold is None else f"{seed}-{fold}")
+
+    @property
+    def key(self) -> Key:
+        """Seed and fold, as runs are paired by."""
+        return self.config.seed, None if self.config.data.folds is None else self.config.data.fold
 
 
 def change(config: Config, **sections: Mapping[str, Any]) -> Config:
@@ -69,6 +76,12 @@ def seeded(study: str, name: str, config: Config, seeds: int, paper: str = "", a
     for seed in range(seeds):
         own = replace(config, seed=seed, control=False, threads=1)
         yield Arm(study=study, name=name, config=own, paper=paper, against=against)
+
+
+def crossed(study: str, name: str, config: Config, seeds: int, folds: int = 5, against: str = "") -> Iterator[Arm]:
+    """Every fold of a cross-validation, with every seed."""
+    for fold in range(folds):
+        yield from seeded(study, name, change(config, data={"folds": folds, "fold": fold}), seeds, against=against)
 
 
 def rates() -> Iterator[Arm]:
@@ -239,6 +252,17 @@ def cifar10_small() -> Iterator[Arm]:
     yield from seeded("cifar10-small", "dpap-75", smaller, 1)
 
 
+def nmnist() -> Iterator[Arm]:
+    """N-MNIST, a subset of 1,100 recordings, 5 folds (880 to learn from, 220 tested), T = 20, 2Conv2FC: 60 % of the
+    weights and half of the pairs of a unit and a step die. In `random` units, synapses and steps are drawn."""
+    base = replace(recipe("nmnist-snn"), epochs=20, threads=1, control=False)
+    smaller = pruned(base, {"connectivity": 0.40, "pairs": 0.50}, time="leak")
+    drawn = change(smaller, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
+    yield from crossed("nmnist", "control", control(base), 3)
+    yield from crossed("nmnist", "dpap", smaller, 3)
+    yield from crossed("nmnist", "random", drawn, 1, against="dpap")
+
+
 STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "rates": rates,
     "scores": scores,
@@ -253,6 +277,7 @@ STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "mnist-ann": mnist_ann,
     "mnist-2fc": mnist_2fc,
     "cifar10-small": cifar10_small,
+    "nmnist": nmnist,
 }
 
 
@@ -270,7 +295,7 @@ def run_arm(arm: Arm) -> None:
         command = ["resume", str(arm.path)]
     else:
         arm.path.parent.mkdir(parents=True, exist_ok=True)
-        config = arm.path.parent / f"{arm.config.seed}.toml"
+        config = arm.path.parent / f"{arm.path.name}.toml"
         config.write_text(to_toml(arm.config), encoding="utf-8")
         command = ["train", str(config), "--out", str(arm.path)]
     started = time.perf_counter()

@@ -19,7 +19,7 @@ from dpap.data.encoding import ENCODINGS
 from dpap.errors import DPAPError, unknown_name
 from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, settings_of
 from dpap.rules import RULES
-from dpap.scores import SCORES
+from dpap.scores import SCORES, TIME_SCORES
 
 T = TypeVar("T")
 NORMALIZATIONS = ("data", "imagenet")
@@ -98,6 +98,11 @@ class DataConfig(Section):
     """True: the validation split stays out of training and is measured every epoch. False: it is trained on."""
     path: str | None = None
     """Folder or file of the data sets "images", "npz" and "events"."""
+    folds: int | None = setting(None, "a whole number, at least 3, or none", lambda n: n >= 3)
+    """Cross-validation over all samples there are, for subsets too small for a test split: joined, and dealt into so
+    many folds. None: the splits as published."""
+    fold: int = count(0, least=0)
+    """The one of `folds` that is the test split, from 0; the next one is the validation split."""
     limit: int | None = setting(None, "a whole number, at least 1, or none", lambda n: n >= 1)
     """Train on a fixed, stratified part of about so many samples: a subset is not the benchmark."""
     crop: int = count(0, least=0)
@@ -145,6 +150,11 @@ class DataConfig(Section):
                 raise bad_value(self.key(item.name), getattr(self, item.name), f"its default: it is for {of} alone")
         if self.encoding != "direct" and self.erasing:
             raise bad_value(self.key("erasing"), self.erasing, f'0 with encoding = "{self.encoding}": noise is no rate')
+        if self.fold >= (self.folds or 1):
+            most = "0 without data.folds" if self.folds is None else f"below data.folds = {self.folds}"
+            raise bad_value(self.key("fold"), self.fold, most)
+        if self.test_on_train and self.folds is not None:
+            raise bad_value(self.key("folds"), self.folds, "none with data.test_on_train: there is nothing to deal")
         if self.test_on_train and not self.hold_out:
             raise bad_value(self.key("test_on_train"), True, "false, or hold_out true: the splits are the same samples")
 
@@ -216,8 +226,8 @@ class ModelConfig(Section):
     num_steps: int = count(4)
     """T: steps of the network, and so frames of a recording of events, and of an encoding."""
     readout: str = choice("current", "readout", READOUTS)
-    """current: mean current of the classifier; spikes: mean spikes of a neuron behind it; membrane: mean potential of
-    a leaky integrator behind it."""
+    """current: mean current of the classifier; spikes: mean spikes of a neuron behind it; membrane, last and max: the
+    mean potential of a leaky integrator behind it, the potential at the last step, and the highest one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -234,7 +244,7 @@ class ModelConfig(Section):
         if self.neuron == "relu" and self.num_steps != 1:
             raise bad_value(self.key("num_steps"), self.num_steps, '1 with neuron = "relu", which has no time')
         if self.neuron == "relu" and self.readout != "current":
-            raise bad_value(self.key("readout"), self.readout, '"current" with neuron = "relu", which has no spikes')
+            raise bad_value(self.key("readout"), self.readout, '"current" with neuron = "relu", which has no time')
         if self.fc_neuron is not None and (self.fc_neuron == "relu") != (self.neuron == "relu"):
             raise bad_value(self.key("fc_neuron"), self.fc_neuron, f'a neuron like neuron = "{self.neuron}", or none')
 
@@ -269,8 +279,8 @@ class OptimizerConfig(Section):
     cooldown: float = share(0.0)
     """Share of the run, at its end, that stays at `lr_end`."""
     loss: str = choice("cross_entropy", "loss", LOSSES)
-    """cross_entropy and mse (with the one-hot label, for rates) of the mean output; tet: cross-entropy of the output of
-    each step, averaged."""
+    """cross_entropy and mse (with the one-hot label, for rates) of the network's answer; tet: cross-entropy of the
+    readout at each step, averaged."""
     label_smoothing: float = setting(0.0, "a number from 0 to below 1", lambda x: 0 <= x < 1)
     clip: float | None = setting(None, "a number above 0, or none", lambda x: 0 < x < math.inf)
     """Largest norm of the gradient."""
@@ -308,6 +318,11 @@ class TargetConfig(Section):
         return {name: value for name, value in values.items() if value is not None} or None
 
 
+LEVELS = ("kappa_unit", "kappa_synapse", "kappa_pair", "kappa_step")
+OF_THE_DEFAULT = ("unit_score", "synapse_score", "time_score", *LEVELS)
+"""Settings of rule "dpap" alone: its links."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DevelopmentConfig(Section):
     """Arguments of `dpap.DPAP`."""
@@ -339,6 +354,8 @@ class DevelopmentConfig(Section):
     """Level at the end of the window for the steps of a unit; none: as the rule says."""
     kappa_step: float | None = not_negative(None)
     """The same for the steps of a layer."""
+    time_score: str | None = choice(None, "time score", TIME_SCORES)
+    """What a time step is worth to the others of its unit; none: as the rule says."""
     replay: str | None = None
     """Folder of a finished run: as many die of each layer at each step as there, and the scores say who. The record
     takes the place of the target, which is set to none."""
@@ -350,9 +367,7 @@ class DevelopmentConfig(Section):
             object.__setattr__(self, "target", TargetConfig())
         if self.start >= self.stop:
             raise bad_value(self.key("start"), self.start, f"below {self.key('stop')} = {self.stop}")
-        for name in (
-            "unit_score", "synapse_score", "kappa_unit", "kappa_synapse", "kappa_pair", "kappa_step", "replay"
-        ):  # fmt: skip
+        for name in (*OF_THE_DEFAULT, "replay"):
             if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
         for name in ("pairs", "steps"):

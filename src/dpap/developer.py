@@ -338,6 +338,7 @@ class DPAP:
             skip=self.shrink != "never",
             target=target,
             dtype=dtype,
+            seed=self.seed,
         )
 
     def _checked_replay(self, replay: Deaths | None) -> Deaths | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from dpap.errors import DPAPError, unknown_name
 from dpap.graph.group import LayerKind
 from dpap.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_weights, mean_trace_weights
-from dpap.scores import Score, get_score, needs, spine
+from dpap.scores import TIME_SCORES, Score, TimeScore, get_score, importance, needs, spine
 from dpap.survival import Clock, Link, bonus, leak, min_max, offset, percentile_scale, relative, rising_level, times
 
 TRACE_DECAY = 0.5  # tau, paper section II
@@ -67,6 +67,8 @@ class Rule:
     needs_neurons: bool = False
     time_kinds: frozenset[Kind] = frozenset()
     """What dies where time steps are pruned: pairs of a unit and a step, steps of a layer."""
+    time_score: TimeScore = importance
+    """What a step is worth to its siblings, from Eq. (8)."""
 
 
 def dpap(
@@ -76,6 +78,7 @@ def dpap(
     kappa_synapse: float = 1.0,
     kappa_pair: float = 0.5,
     kappa_step: float = 0.3,
+    time_score: TimeScore | str = importance,
     kinds: frozenset[Kind] = frozenset({"unit", "synapse"}),
     leaks: bool = True,
     rises: bool = True,
@@ -88,6 +91,7 @@ def dpap(
         kappa_synapse: The same for synapses.
         kappa_pair: For the steps of a unit, where time steps are pruned.
         kappa_step: For the steps of a layer, likewise.
+        time_score: What a step is worth to its siblings: "importance", Eq. (8), or "random", its control.
         kinds: What dies: units, synapses or both.
         leaks: False (ablation): survival is the mean over all steps so far, nothing is forgotten.
         rises: False (ablation): the level stands at its end value from the start of the window.
@@ -115,7 +119,14 @@ def dpap(
         kinds=kinds,
         windowed=True,
         time_kinds=frozenset({"pair", "step"}),
+        time_score=_time_score(time_score) if isinstance(time_score, str) else time_score,
     )
+
+
+def _time_score(name: str) -> TimeScore:
+    if name not in TIME_SCORES:
+        raise unknown_name("time score", name, TIME_SCORES)
+    return TIME_SCORES[name]
 
 
 def _even_weights(num_steps: int) -> Tensor:

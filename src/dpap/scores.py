@@ -194,9 +194,33 @@ def outgoing(stats: Stats) -> Tensor:
 def random(stats: Stats) -> Tensor:
     """Drawn once per run, the same at every development step (redrawn, it would average out and nobody would die)."""
     shape = stats.weight.shape[:1] if stats.kind == "unit" else stats.weight.shape[:2]
-    key = blake2b(f"{stats.seed} {stats.layer} {stats.kind}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-    return torch.rand(shape, generator=generator, dtype=torch.float64).to(stats.y)
+    return _drawn(tuple(shape), stats.seed, stats.layer, stats.kind).to(stats.y)
+
+
+def _drawn(shape: tuple[int, ...], *key: object) -> Tensor:
+    """Uniform from 0 to 1, always the same for the same key."""
+    digest = blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+# What a time step is worth to the other steps of its unit: (units, T) from Eq. (8), the seed and the neuron's name.
+TimeScore = Callable[[Tensor, int, str], Tensor]
+
+
+def importance(found: Tensor, seed: int, neuron: str) -> Tensor:
+    """Eq. (8) itself."""
+    return found
+
+
+def random_time(found: Tensor, seed: int, neuron: str) -> Tensor:
+    """Drawn once per run, for each step of the layer and each unit at it: the control of Eq. (8)."""
+    units, num_steps = found.shape
+    drawn = _drawn((num_steps,), seed, neuron, "step") * _drawn((units, num_steps), seed, neuron, "pair")
+    return drawn.to(found)
+
+
+TIME_SCORES: dict[str, TimeScore] = {"importance": importance, "random": random_time}
 
 
 def per_kind(*, unit: Score | str, synapse: Score | str) -> Score:

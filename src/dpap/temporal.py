@@ -54,6 +54,7 @@ class Temporal:
         skip: Whether work at dead steps is left out.
         target: Shares of pairs and steps that stay.
         dtype: Of survival.
+        seed: For scores that draw.
 
     Attributes:
         pairs: Neuron -> bool (units, T); a dead unit takes its pairs along, which is not written here.
@@ -73,7 +74,9 @@ class Temporal:
         skip: bool,
         target: Mapping[str, float],
         dtype: torch.dtype,
+        seed: int,
     ) -> None:
+        self.seed = seed
         check_time_target(target, times.num_steps)
         self.times, self.mode, self.rule, self.target = times, mode, rule, dict(target)
         self._timings = [Timing(module, times, mode, skip=skip, own=True) for module in (model, *copies)]
@@ -118,7 +121,7 @@ class Temporal:
         uses, survivals, step_uses, step_survivals = {}, {}, {}, {}
         for n in self.times.neurons:
             units, name = alive[n.group], n.name
-            importance = self.importance(name, find) * units[:, None]
+            importance = self.rule.time_score(self.importance(name, find), self.seed, name) * units[:, None]
             living = self.pairs[name] & units[:, None]
             uses[name], survivals[name] = self._survived("pair", importance, living, self.survival[name], clock)
             step_uses[name], step_survivals[name] = self._survived(

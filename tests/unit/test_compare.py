@@ -62,6 +62,7 @@ def numbers(
     values: dict[str, Any] = {
         "path": path or f"runs/{next(COUNT)}",
         "seed": seed,
+        "fold": None,
         "config": to_dict(config),
         "environment": {},
         "split": "test",
@@ -131,6 +132,36 @@ def test_without_pruning_it_does_not_matter_how_one_would_have_pruned() -> None:
     assert [arm.seeds for arm in compared(runs).arms] == [(0, 1)]
 
 
+def test_an_interval_of_a_cross_validation_is_over_folds_and_runs_are_paired_by_fold() -> None:
+    def at(fold: int) -> dict[str, str]:
+        return {"data.folds": "3", "data.fold": f"{fold}"}
+
+    dense = [control(0.90 + 0.02 * fold, seed, fold=fold, settings=at(fold)) for fold in range(3) for seed in (0, 1)]
+    drop = {(0, 0): 0.01, (0, 1): 0.03, (1, 0): 0.02, (1, 1): 0.04, (2, 0): 0.03, (2, 1): 0.05}
+    small = [
+        numbers(0.90 + 0.02 * fold - less, seed, fold=fold, settings=at(fold)) for (fold, seed), less in drop.items()
+    ]
+    found = compared([*small, *dense])
+    arm = found.arms[1]
+    assert found.data == "digits, 3-fold cross-validation"
+    assert (arm.name, arm.seeds, arm.folds) == ("dpap", (0, 0, 0, 1, 1, 1), 3)
+    assert arm.control is not None
+    assert arm.control.accuracy.n == 3
+    assert arm.control.accuracy.mean == pytest.approx(-0.03)
+    assert arm.control.accuracy.sd == pytest.approx(0.01)  # of -0.02, -0.03, -0.04: the mean of each fold
+    with pytest.raises(DPAPError, match=r"Seed 1 fold 2 of arm 'dpap' cannot be paired"):
+        compared([*small, *dense[:-1]])
+
+
+def test_folds_may_differ_in_size_and_splits_not() -> None:
+    at = {"data.folds": "3", "data.fold": "1"}
+    shorter = np.ones(9, dtype=np.bool_)
+    runs = [numbers(wrong=(), fold=0, settings={"data.folds": "3"}), numbers(correct=shorter, fold=1, settings=at)]
+    assert len(compared(runs).arms) == 1
+    with pytest.raises(DPAPError, match="answers 10 test samples, another 9"):
+        compared([numbers(wrong=()), numbers(seed=1, correct=shorter)])
+
+
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
@@ -187,7 +218,7 @@ def test_the_difference_is_paired_by_seed_not_by_place() -> None:
     runs = [numbers(0.98, 0), numbers(0.96, 1), control(0.98, 1), control(0.99, 0)]
     difference = compared(runs).arm("dpap").control
     assert difference is not None
-    assert difference.seeds == (0, 1)
+    assert difference.seeds == ("0", "1")
     assert difference.accuracy.mean == pytest.approx(-0.015)
     assert difference.accuracy.sd == pytest.approx(0.01 / 2**0.5)  # of -0.01 and -0.02
     assert difference.accuracy.low == pytest.approx(-0.015 - 12.7062 * 0.005, abs=1e-6)
@@ -240,7 +271,7 @@ def test_seeds_without_a_partner_are_named() -> None:
     found = compared(runs, strict=False)
     difference = found.arm("dpap").control
     assert difference is not None
-    assert (difference.seeds, difference.unpaired, difference.accuracy.n) == ((1,), (0, 2), 1)
+    assert (difference.seeds, difference.unpaired, difference.accuracy.n) == (("1",), ("0", "2"), 1)
     assert found.notes == ("dpap: no control with seed 0, 2; the difference is over seed 1.",)
     assert compared([numbers(0.97, 5), control(0.98, 1)], strict=False).arm("dpap").control is None
 

@@ -93,6 +93,8 @@ def test_absent_settings_are_the_word_none() -> None:
         ("data.batch_size", 0, "a whole number, at least 1"),
         ("data.crop", -1, "a whole number, at least 0"),
         ("data.limit", 0, "a whole number, at least 1, or none"),
+        ("data.folds", 2, "a whole number, at least 3, or none"),
+        ("data.fold", 1, "0 without data.folds"),
         ("data.erasing", 1.5, "a number from 0 to 1"),
         ("data.randaugment", 11, "a number from 0 to 10"),
         ("data.path", "here", "none: data set"),
@@ -312,7 +314,10 @@ def test_data_sets_of_ones_own_need_a_path_and_others_have_none() -> None:
         assert DataConfig(name=name, path="mine").path == "mine"
 
 
-@pytest.mark.parametrize("setting", [{"unit_score": "hebb"}, {"synapse_score": "hebb"}, {"kappa_synapse": 0.1}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"unit_score": "hebb"}, {"synapse_score": "hebb"}, {"kappa_synapse": 0.1}, {"time_score": "random"}],
+)
 @pytest.mark.parametrize("rule", ["paper", "released"])
 def test_rules_that_are_fixed_take_no_score_and_no_level(rule: str, setting: dict[str, Any]) -> None:
     with pytest.raises(DPAPError, match=f"development.{next(iter(setting))}") as caught:

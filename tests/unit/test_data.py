@@ -156,6 +156,26 @@ def test_a_share_is_the_same_of_each_class_and_spread_over_the_stored_order() ->
     assert chosen_share(labels, 1.0).all()
 
 
+def test_every_sample_is_tested_in_one_fold_and_validated_in_another() -> None:
+    data = load_dataset("digits")
+    whole = torch.cat([part.images for part in (data.train, data.validation, data.test)])
+    folds = [data.fold(k, 5) for k in range(5)]
+    for splits in ([fold.test for fold in folds], [fold.validation for fold in folds]):
+        seen = torch.cat([part.images for part in splits]).flatten(1)
+        assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, whole.flatten(1).tolist()))
+    for k, fold in enumerate(folds):
+        parts = [set(map(tuple, s.images.flatten(1).tolist())) for s in (fold.train, fold.validation, fold.test)]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
+        assert len(fold.test) in (359, 360)
+        assert fold.test.labels.bincount().min() >= 34  # a fifth of the smallest class, 174
+        assert torch.equal(fold.validation.images, folds[(k + 1) % 5].test.images)
+
+
+def test_a_class_too_small_for_the_folds_is_named() -> None:
+    with pytest.raises(DPAPError, match=r"Class 'a' has 3 samples, too few for 4 folds(.|\n)*data\.folds to 3 or less"):
+        dataset(split([0, 0, 1, 1, 2, 2])).fold(0, 4)
+
+
 def test_randomness_depends_on_position_and_purpose_alone() -> None:
     def draw(**position: int) -> list[int]:
         return torch.randint(0, 1000, (4,), generator=generator(7, "order", **position)).tolist()

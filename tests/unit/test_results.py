@@ -183,6 +183,28 @@ def test_a_config_from_before_a_setting_existed_has_its_default(script: ModuleTy
     assert "cannot be read" in script.differences(config, {"gone": 1})[0]
 
 
+def test_folds_are_runs_of_their_own(script: ModuleType, tmp_path: Path) -> None:
+    arms = []
+    for name, wrong in (("control", 4), ("dpap-90", 9)):
+        for fold in range(3):
+            folds = {"data__folds": "3", "data__fold": f"{fold}", **none(name)}
+            arms += planned(script, name, 1, **folds)
+            made = run(tmp_path, name, 0, wrong=wrong + fold * (1 + (name == "control")), **folds)
+            made.rename(made.with_name(f"0-{fold}"))
+    values, said = script.collect("trial", arms, tmp_path, None)
+    assert said == []
+    again, said = script.collect("trial", arms, tmp_path / "gone", json.loads(json.dumps(values)))
+    assert (again, said) == (values, [])
+    page = script.page([again])
+    assert "digits, 3-fold cross-validation" in page
+    assert "| `dpap-90` | 1 x 3 folds |" in page
+    assert "-0.89 [-1.44, -0.34]" in page  # of -5, -4, -3 in 450: -4/450 with 4.303 x (1/450)/sqrt(3) around it
+    fewer, _ = script.collect("trial", arms[:-1], tmp_path / "gone", values)
+    fewer["arms"][1]["runs"].pop()
+    fewer["arms"][1]["seeds"].append("0 fold 2")
+    assert "Missing: `dpap-90` seed 0 fold 2." in script.page([fewer])
+
+
 def test_a_file_has_a_line_for_each_run(script: ModuleType, tmp_path: Path) -> None:
     values = whole(script, tmp_path)
     text = script.written(values)

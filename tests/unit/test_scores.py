@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError, Stats
-from dpap.scores import get_score, needs, norm_scale, outgoing, per_kind
+from dpap.scores import TIME_SCORES, get_score, needs, norm_scale, outgoing, per_kind
 
 INPUTS = torch.tensor([[1.0, 0.0], [1.0, 2.0], [1.0, 0.0], [0.0, 2.0]])
 
@@ -149,6 +149,16 @@ def only_first_layer(stats: Stats) -> Tensor:
     if stats.kind == "unit" and stats.layer == "0":
         return norm_scale(stats)
     return torch.ones(stats.weight.shape[:1] if stats.kind == "unit" else stats.weight.shape[:2])
+
+
+def test_random_time_is_drawn_once_and_for_each_neuron_and_seed() -> None:
+    found = torch.ones(40, 5)
+    drawn = TIME_SCORES["random"](found, 0, "neuron1")
+    assert torch.equal(drawn, TIME_SCORES["random"](3 * found, 0, "neuron1"))
+    assert ((drawn > 0) & (drawn < 1)).all()
+    for other in (TIME_SCORES["random"](found, 1, "neuron1"), TIME_SCORES["random"](found, 0, "neuron2")):
+        assert not torch.allclose(drawn.mean(0), other.mean(0), rtol=0.05)  # steps of the layer differ, not pairs alone
+    assert torch.equal(TIME_SCORES["importance"](found, 0, "neuron1"), found)
 
 
 def test_scores_say_what_they_read() -> None:

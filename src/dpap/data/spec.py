@@ -148,6 +148,36 @@ class Dataset:
             labels=torch.cat([self.train.labels, self.validation.labels]),
         )
 
+    def fold(self, index: int, folds: int) -> Dataset:
+        """One part of a cross-validation over all samples, the published splits joined: for subsets too small for them.
+
+        The samples are dealt to the folds in turn, class after class, in their stored order, so that every sample is
+        tested in exactly one fold. The next fold is the validation split, the others the training split.
+
+        Raises:
+            DPAPError: a class has fewer samples than there are folds.
+        """
+        splits = (self.train, self.validation, self.test)
+        joined = Split(images=torch.cat([s.images for s in splits]), labels=torch.cat([s.labels for s in splits]))
+        dealt, dealt_before = torch.empty_like(joined.labels), 0
+        for label, name in enumerate(self.spec.classes):
+            rows = (joined.labels == label).nonzero().flatten()
+            if len(rows) < folds:
+                raise DPAPError(
+                    f"Class {name!r} has {len(rows)} samples, too few for {folds} folds.",
+                    where=f"data set {self.spec.name!r}",
+                    fix=f"set data.folds to {len(rows)} or less" if len(rows) > 2 else "leave data.folds out",
+                )
+            dealt[rows] = (dealt_before + torch.arange(len(rows), device=rows.device)) % folds
+            dealt_before += len(rows)
+        test, validation = dealt == index, dealt == (index + 1) % folds
+        return Dataset(
+            spec=self.spec,
+            train=joined.part(~test & ~validation),
+            validation=joined.part(validation),
+            test=joined.part(test),
+        )
+
     def batches(self, split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """A split in stored order, as a network sees it; an encoding draws the same for it at every pass."""
         draws = torch.Generator().manual_seed(0)

@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-IGNORED = frozenset({"seed", "control", "recipe", "test_each_epoch", "development.shrink"})
-"""Settings on which no result depends beyond rounding, and the seed, over which results are averaged."""
+IGNORED = frozenset({"seed", "data.fold", "control", "recipe", "test_each_epoch", "development.shrink"})
+"""Settings on which no result depends beyond rounding, and the seed and the fold, over which results are averaged."""
 SAME = {
     "data.name": "The runs are of different data sets",
     "data.path": "The runs are of different data sets",
     "data.hold_out": "Some runs hold the validation split out, others train on it",
+    "data.folds": "The runs were tested on different splits",
     "data.limit": "The runs were trained on different parts of the data",
 }
 """Settings without which accuracies mean different things, with what is wrong when they differ."""

@@ -33,6 +33,8 @@ from dpap.report.svg import (
 )
 
 Splits = Literal["validation", "test"]
+Key = tuple[int, int | None]
+"""Seed, and fold of a cross-validation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class RunNumbers:
 
     path: str
     seed: int
+    fold: int | None
+    """Of a cross-validation; None: the published splits."""
     config: Mapping[str, Any]
     """As in config.toml."""
     environment: Mapping[str, Any]
@@ -84,19 +88,25 @@ class RunNumbers:
         """Whether nothing was pruned."""
         return bool(setting(self.config, "development.rule") == "none")
 
+    @property
+    def key(self) -> Key:
+        """What pairs it with a run of another arm."""
+        return self.seed, self.fold
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Of the accuracies of an arm and another one, paired by seed."""
+    """Of the accuracies of an arm and another one, paired by seed, and by fold."""
 
     to: str
-    seeds: tuple[int, ...]
+    seeds: tuple[str, ...]
+    """In words: "0", or "0 fold 2"."""
     accuracy: Summary
     """Of the differences; 0.01 is one point."""
     answers: McNemar | None
     """Pooled over the pairs, this arm first; None where the answers are not recorded."""
-    unpaired: tuple[int, ...]
-    """Seeds of this arm that the other one has not."""
+    unpaired: tuple[str, ...]
+    """Seeds of this arm that the other one has not, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,17 +143,20 @@ class NeuronNumbers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResult:
-    """Runs that differ in their seed alone. Shares and counts are means over the seeds."""
+    """Runs that differ in their seed and fold alone. Shares and counts are means over the runs."""
 
     name: str
     series: str
     """Arms of one series differ in nothing but their target."""
     is_control: bool
     seeds: tuple[int, ...]
+    """One a run."""
+    folds: int | None
+    """Of a cross-validation: how many of them were run. Accuracies are summed up over the folds then."""
     paths: tuple[str, ...]
     accuracy: Summary
     accuracies: tuple[float, ...]
-    """In the order of the seeds."""
+    """In the order of the runs."""
     best_accuracy: Summary | None
     control: Difference | None
     """To the unpruned control; None where there is none."""
@@ -246,6 +259,7 @@ def numbers_of(files: RunFiles, split: Splits | None = None) -> RunNumbers:
     return RunNumbers(
         path=str(files.path),
         seed=files.history.run.seed,
+        fold=None if files.setting("data.folds", None) is None else files.setting("data.fold", 0),
         config=files.config,
         environment=files.environment,
         split=split,
@@ -327,12 +341,12 @@ def _check_same(runs: Sequence[tuple[Path | str, Mapping[str, Any]]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Arm:
-    """Runs by seed, all with equal settings."""
+    """Runs by seed and fold, all with equal settings."""
 
     name: str
     series: str
     family: frozenset[tuple[str, str]]
-    runs: Mapping[int, RunNumbers]
+    runs: Mapping[Key, RunNumbers]
 
     @property
     def is_control(self) -> bool:
@@ -380,9 +394,11 @@ def compared(
             "Accuracies are those of the validation split, which is held out. McNemar's test is left out: single "
             "answers are recorded on the test split only."
         )
-    data, limit = setting(runs[0].config, "data.name"), setting(runs[0].config, "data.limit")
+    data, limit, folds = (setting(runs[0].config, f"data.{key}") for key in ("name", "limit", "folds"))
+    words = [str(data)] + ([] if limit is None else [f"{limit:,} training samples"])
+    words += [] if folds is None else [f"{folds}-fold cross-validation"]
     return Comparison(
-        data=str(data) if limit is None else f"{data}, {limit:,} training samples",
+        data=", ".join(words),
         split=runs[0].split,
         arms=tuple(results),
         notes=tuple(notes),
@@ -391,6 +407,7 @@ def compared(
 
 def _check_splits(runs: Sequence[RunNumbers]) -> None:
     first = runs[0]
+    answered = {first.fold: first}  # the test splits of two folds need not be of one size
     for run in runs[1:]:
         if run.split != first.split:
             raise DPAPError(
@@ -398,28 +415,31 @@ def _check_splits(runs: Sequence[RunNumbers]) -> None:
                 where=f"{first.path} and {run.path}",
                 fix="compare them on one split",
             )
-        if run.correct is not None and first.correct is not None and len(run.correct) != len(first.correct):
+        if run.correct is None:
+            continue
+        same = answered.setdefault(run.fold, run)
+        if same.correct is not None and len(run.correct) != len(same.correct):
             raise DPAPError(
-                f"One run answers {len(first.correct):,} test samples, another {len(run.correct):,}.",
-                where=f"{first.path} and {run.path}",
+                f"One run answers {len(same.correct):,} test samples, another {len(run.correct):,}.",
+                where=f"{same.path} and {run.path}",
                 fix="compare runs that were measured on the same test split",
             )
 
 
 def _arms(runs: Sequence[RunNumbers], names: Mapping[str, str], notes: list[str]) -> list[_Arm]:
     """Arms in the order of their first runs, controls in front."""
-    grouped: dict[tuple[str, frozenset[tuple[str, str]]], dict[int, RunNumbers]] = {}
+    grouped: dict[tuple[str, frozenset[tuple[str, str]]], dict[Key, RunNumbers]] = {}
     for run in runs:
         key = (names.get(run.path, ""), identity(run.config))
         members = grouped.setdefault(key, {})
-        if run.seed not in members:
-            members[run.seed] = run
+        if run.key not in members:
+            members[run.key] = run
         elif run.is_control and Path(run.path).name == "control":
-            _note_other(members[run.seed], run, notes)
+            _note_other(members[run.key], run, notes)
         else:
             raise DPAPError(
-                f"Two runs have the same settings and the same seed, {run.seed}: they are one run, not two.",
-                where=f"{members[run.seed].path} and {run.path}",
+                f"Two runs have the same settings and the same seed, {said_key(run.key)}: they are one run, not two.",
+                where=f"{members[run.key].path} and {run.path}",
                 fix="leave one of them out",
             )
     firsts = [next(iter(members.values())) for members in grouped.values()]
@@ -442,7 +462,7 @@ def _note_other(first: RunNumbers, second: RunNumbers, notes: list[str]) -> None
     """Controls of one seed should be one; on another machine or device they are not, to the last bit."""
     if first.accuracy != second.accuracy:
         notes.append(
-            f"The control of seed {first.seed} was trained twice and came out at {percent(first.accuracy)} "
+            f"The control of seed {said_key(first.key)} was trained twice and came out at {percent(first.accuracy)} "
             f"({first.path}) and {percent(second.accuracy)} ({second.path}); the first one is taken."
         )
 
@@ -468,17 +488,18 @@ def _arm_of_folder(path: Path, arms: Sequence[_Arm]) -> _Arm | None:
 
 def _result(arm: _Arm, control: _Arm | None, partner: _Arm | None, strict: bool) -> ArmResult:
     runs = list(arm.runs.values())
-    pairs = [(run, control.runs[seed]) for seed, run in arm.runs.items() if seed in control.runs] if control else []
-    best = [run.best_accuracy for run in runs if run.best_accuracy is not None]
+    pairs = [(run, control.runs[key]) for key, run in arm.runs.items() if key in control.runs] if control else []
+    best = [(run.fold, run.best_accuracy) for run in runs if run.best_accuracy is not None]
     return ArmResult(
         name=arm.name,
         series=arm.series,
         is_control=arm.is_control,
-        seeds=tuple(arm.runs),
+        seeds=tuple(run.seed for run in runs),
+        folds=None if runs[0].fold is None else len({run.fold for run in runs}),
         paths=tuple(run.path for run in runs),
-        accuracy=summary([run.accuracy for run in runs]),
+        accuracy=summary(_over_folds([(run.fold, run.accuracy) for run in runs])),
         accuracies=tuple(run.accuracy for run in runs),
-        best_accuracy=summary(best) if len(best) == len(runs) else None,
+        best_accuracy=summary(_over_folds(best)) if len(best) == len(runs) else None,
         control=None if arm.is_control or control is None else _difference(arm, control, strict),
         against=None if partner is None or partner is control else _difference(arm, partner, strict),
         connectivity=fmean(run.connectivity for run in runs),
@@ -498,25 +519,36 @@ def _result(arm: _Arm, control: _Arm | None, partner: _Arm | None, strict: bool)
 
 def _difference(arm: _Arm, other: _Arm, strict: bool) -> Difference | None:
     """None without a common seed, unless that is refused."""
-    seeds = [seed for seed in arm.runs if seed in other.runs]
-    unpaired = tuple(seed for seed in arm.runs if seed not in other.runs)
+    keys = [key for key in arm.runs if key in other.runs]
+    unpaired = [key for key in arm.runs if key not in other.runs]
     if unpaired and strict:
         raise DPAPError(
-            f"Seed {listed(unpaired)} of arm {arm.name!r} cannot be paired: arm {other.name!r} has seed "
-            f"{listed(other.runs)} only.",
-            where=", ".join(arm.runs[seed].path for seed in unpaired),
+            f"Seed {listed(map(said_key, unpaired))} of arm {arm.name!r} cannot be paired: arm {other.name!r} has seed "
+            f"{listed(map(said_key, other.runs))} only.",
+            where=", ".join(arm.runs[key].path for key in unpaired),
             fix=f"train what is missing of {other.name!r}, or leave these runs out",
         )
-    if not seeds:
+    if not keys:
         return None
-    mine, theirs = ([side.runs[seed] for seed in seeds] for side in (arm, other))
+    mine, theirs = ([side.runs[key] for key in keys] for side in (arm, other))
     return Difference(
         to=other.name,
-        seeds=tuple(seeds),
-        accuracy=difference([run.accuracy for run in mine], [run.accuracy for run in theirs]),
+        seeds=tuple(map(said_key, keys)),
+        accuracy=difference(*(_over_folds([(run.fold, run.accuracy) for run in half]) for half in (mine, theirs))),
         answers=_mcnemar(mine, theirs),
-        unpaired=unpaired,
+        unpaired=tuple(map(said_key, unpaired)),
     )
+
+
+def _over_folds(values: Sequence[tuple[int | None, float]]) -> list[float]:
+    """What an interval is taken over: runs of the published splits, and of a cross-validation the mean of each fold
+    over its seeds, for seeds of one fold share their training samples and are not independent."""
+    if all(fold is None for fold, _ in values):
+        return [value for _, value in values]
+    by_fold: dict[int | None, list[float]] = {}
+    for fold, value in values:
+        by_fold.setdefault(fold, []).append(value)
+    return [fmean(by_fold[fold]) for fold in sorted(by_fold, key=lambda fold: fold or 0)]
 
 
 def _mcnemar(mine: Sequence[RunNumbers], theirs: Sequence[RunNumbers]) -> McNemar | None:
@@ -583,6 +615,12 @@ def _ratio(value: float | None, other: float | None) -> float | None:
     return value / other if value is not None and other else None
 
 
-def listed(seeds: Iterable[int]) -> str:
+def said_key(key: Key) -> str:
+    """A seed, and the fold where there is one, in words."""
+    seed, fold = key
+    return str(seed) if fold is None else f"{seed} fold {fold}"
+
+
+def listed(seeds: Iterable[object]) -> str:
     """Seeds in words."""
     return ", ".join(map(str, seeds))

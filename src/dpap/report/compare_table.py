@@ -77,6 +77,11 @@ def said_reached(found: Convergence | None) -> str:
     return words if found.reached == found.runs else f"{words} ({found.reached} of {found.runs})"
 
 
+def said_runs(arm: ArmResult) -> str:
+    """How many seeds, and how many folds where there are some: "3", or "3 x 5 folds"."""
+    return str(len(arm.seeds)) if arm.folds is None else f"{len(set(arm.seeds))} x {arm.folds} folds"
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     title: str
@@ -85,7 +90,7 @@ class Column:
 
 def accuracy_columns(found: Comparison) -> list[Column]:
     columns = [
-        Column("seeds", lambda arm: str(arm.accuracy.n)),
+        Column("seeds", said_runs),
         Column(f"{found.split} accuracy", lambda arm: said_accuracy(arm.accuracy)),
         Column("to control, points", lambda arm: said_difference(arm.control)),
     ]

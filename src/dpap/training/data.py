@@ -21,7 +21,8 @@ VALUES = 1 << 22
 
 
 def load_data(config: Config) -> Dataset:
-    """The data set of a config: recordings as `model.num_steps` frames, pictures with their encoding.
+    """The data set of a config: recordings as `model.num_steps` frames, pictures with their encoding; dealt
+    into folds where the config says so.
 
     Raises:
         DPAPError: the data are not as they should be, or not here and not to be had; or samples must not be mirrored.
@@ -30,9 +31,10 @@ def load_data(config: Config) -> Dataset:
     if settings.events:
         data = load_dataset(settings.name, settings.path, settings.event_settings(config.model.num_steps))
         _check_augmentation(config, data.spec)
-        return data
-    data = load_dataset(settings.name, settings.path)
-    return replace(data, spec=_encoded(config, data.spec))
+    else:
+        data = load_dataset(settings.name, settings.path)
+        data = replace(data, spec=_encoded(config, data.spec))
+    return data if settings.folds is None else data.fold(settings.fold, settings.folds)
 
 
 def spec_of(config: Config) -> DataSpec:

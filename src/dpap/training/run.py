@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpap.config import Config, DataConfig, DevelopmentConfig, OptimizerConfig
+from dpap.config import LEVELS, Config, DataConfig, DevelopmentConfig, OptimizerConfig
 from dpap.data import Dataset, DataSpec, Split
 from dpap.data.augment import Augment
 from dpap.data.spec import chosen_share, unit_range
@@ -35,7 +35,6 @@ from dpap.training.randomness import derived_seed, generator, seed_global
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-KAPPAS = ("kappa_unit", "kappa_synapse", "kappa_pair", "kappa_step")
 
 Record = dict[str, npt.NDArray[Any]]
 
@@ -169,7 +168,7 @@ class Run:
         return nullcontext() if self.dev is None else self.dev.observing()
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean output over time (B, classes) and the loss, in the precision of the config."""
+        """The network's answer (B, classes) and the loss, in the precision of the config."""
         settings = self.config.optimizer
         every_step = settings.loss in PER_STEP
         with torch.autocast(
@@ -178,7 +177,7 @@ class Run:
             outputs = self.model(images, every_step=True) if every_step else self.model(images)
         outputs = outputs.float()  # a loss is a sum over many: never in half precision
         loss = LOSSES[settings.loss](outputs, labels, settings.label_smoothing)
-        return (outputs.mean(0) if every_step else outputs), loss
+        return (cast(Any, self.model).answer(outputs) if every_step else outputs), loss
 
     def update(self, loss: Tensor) -> None:
         """One step of the optimizer, and of the mean of the weights."""
@@ -352,7 +351,7 @@ def make_rule(settings: DevelopmentConfig) -> Rule:
     """The rule with the scores and levels of the config."""
     if settings.rule != "dpap":
         return RULES[settings.rule]()
-    given: dict[str, Any] = {name: getattr(settings, name) for name in KAPPAS}
+    given: dict[str, Any] = {name: getattr(settings, name) for name in (*LEVELS, "time_score")}
     if settings.unit_score is not None or settings.synapse_score is not None:
         given["score"] = per_kind(unit=settings.unit_score or "spine", synapse=settings.synapse_score or "spine")
     return dpap(**{name: value for name, value in given.items() if value is not None})
