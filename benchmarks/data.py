@@ -22,11 +22,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import h5py
 import numpy as np
 
 from dpap.config import Config
 from dpap.data import load_dataset
-from dpap.data.events import Events, frames, read_aedat2, read_aedat3, read_bin, read_events_npz
+from dpap.data.events import Events, frames, read_aedat2, read_aedat3, read_bin, read_events_npz, read_spikes
 from dpap.recipes import recipe
 from dpap.training.checkpoint import environment
 from dpap.training.run import Run
@@ -78,12 +79,27 @@ def event_readers(folder: Path, count: int) -> dict[str, Callable[[], Events]]:
     return readers
 
 
+def spike_file(path: Path, recordings: int, spikes: int) -> None:
+    """A file laid out as those of SHD: lists of times and of units, half precision and whole numbers."""
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for name, kind in (("times", np.float16), ("units", np.uint16)):
+            column = file.create_dataset(f"spikes/{name}", (recordings,), dtype=h5py.vlen_dtype(kind))
+            for row in range(recordings):
+                drawn = np.sort(random.random(spikes)) if name == "times" else random.integers(0, 700, spikes)
+                column[row] = drawn.astype(kind)
+        file["labels"] = np.zeros(recordings, np.uint16)
+
+
 def event_speeds(count: int = 5_000_000) -> dict[str, float]:
     """Million events a second: reading each format, and framing in 20 steps."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, read in event_readers(Path(folder), count).items():
             found[f"read {name}"] = count / 1e6 / seconds_of(read)
+        spike_file(path := Path(folder) / "a.h5", recordings := count // 8_000, 8_000)
+        seconds = seconds_of(lambda: [read() for read, _ in read_spikes(path, 700)])
+        found["read hdf5, recordings of 8,000 events"] = recordings * 8_000 / 1e6 / seconds
     for side in (128, 34):
         events = recording(count, side)
         for by in ("time", "count"):

@@ -340,7 +340,9 @@ def _spikes(times: Any, units_of: Any, row: int, units: int, path: str) -> Event
             where=where,
             fix=AGAIN,
         )
-    order = seconds.argsort(kind="stable")
+    # The published files are in order, and to look is ten times as fast as to sort.
+    in_order = bool((seconds[1:] >= seconds[:-1]).all())
+    order = np.arange(len(seconds)) if in_order else seconds.argsort(kind="stable")
     with _located(where, lambda event: int(order[event]), "spike"):
         return Events(
             t=np.rint(seconds[order] * 1e6).astype(np.int64),
