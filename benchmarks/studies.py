@@ -263,6 +263,18 @@ def nmnist() -> Iterator[Arm]:
     yield from crossed("nmnist", "random", drawn, 1, against="dpap")
 
 
+def saccade() -> Iterator[Arm]:
+    """MNIST as a simulated event camera sees it, 12,000 training recordings, T = 10, 2Conv2FC. In `random` units,
+    synapses and steps are drawn; `control-5` is unpruned and sees half as many frames, each twice as long."""
+    base = change(replace(recipe("mnist-saccade-snn"), epochs=12, threads=1, control=False), data={"limit": 12_000})
+    smaller = pruned(base, {"connectivity": 0.10, "macs": 0.28, "pairs": 0.50, "steps": 0.60}, time="leak")
+    drawn = change(smaller, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
+    yield from seeded("saccade", "control", control(base), 3)
+    yield from seeded("saccade", "dpap", smaller, 3)
+    yield from seeded("saccade", "control-5", change(control(base), model={"num_steps": 5}), 3, against="control")
+    yield from seeded("saccade", "random", drawn, 1, against="dpap")
+
+
 STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "rates": rates,
     "scores": scores,
@@ -278,6 +290,7 @@ STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "mnist-2fc": mnist_2fc,
     "cifar10-small": cifar10_small,
     "nmnist": nmnist,
+    "saccade": saccade,
 }
 
 

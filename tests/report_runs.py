@@ -53,6 +53,8 @@ class MadeUp:
     """T that is on record; time was pruned where it is above 1 and units die."""
     frames: tuple[int, int, int] | None = None
     """Shape of a frame of events; None: still pictures."""
+    data: tuple[str, str] = ("", "")
+    """Name and credit of the data set on record; empty in older runs."""
 
     @property
     def is_pruned(self) -> bool:
@@ -191,6 +193,8 @@ def lines(like: MadeUp) -> list[Line]:
             epochs=like.epochs,
             batches=17,
             samples=1078,
+            data=like.data[0],
+            credit=like.data[1],
         )
     ]
     p, alive = progress(like), record(like)

@@ -169,8 +169,8 @@ def inspect(
     ] = "refuse",
 ) -> None:
     """Say what a network could lose: its groups, what is prunable, what each layer costs. Nothing is trained."""
-    network, example = find_model(model, shape=None if shape is None else _sizes(shape), batch=batch)
-    found = inspect_model(network, example, name=model, unknown=unknown)
+    network = find_model(model, shape=None if shape is None else _sizes(shape), batch=batch)
+    found = inspect_model(*network, name=model, unknown=unknown)
     if as_json:
         print(json.dumps(found.to_json()))
     else:

@@ -239,7 +239,7 @@ class ModelConfig(Section):
                     where=f"setting {self.key(item.name)}",
                     fix=f"leave it out; settings of that network: {', '.join(settings_of(self.name))}",
                 )
-        if self.name == "sew-resnet18" and self.neuron not in SPIKING:
+        if self.name in ("sew-resnet18", "recurrent") and self.neuron not in SPIKING:
             raise bad_value(self.key("neuron"), self.neuron, f'a neuron that spikes with name = "{self.name}"')
         if self.neuron == "relu" and self.num_steps != 1:
             raise bad_value(self.key("num_steps"), self.num_steps, '1 with neuron = "relu", which has no time')

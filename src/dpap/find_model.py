@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,8 +30,18 @@ OTHERS = "a config.toml, a run folder, the folder of a saved model, timm:NAME, m
 NOT_THEIRS = (__file__, importlib.__file__)
 
 
-def find_model(name: str, *, shape: Sequence[int] | None = None, batch: int = 2) -> tuple[nn.Module, Any]:
-    """A network and one batch of its input; random numbers where nothing else is known.
+class FoundModel(NamedTuple):
+    """What `dpap.inspect.inspect` takes."""
+
+    model: nn.Module
+    example: Any
+    """One batch of its input; random numbers where nothing else is known."""
+    spiking_input: bool
+    """Whether that input is events, or spikes that encode pictures."""
+
+
+def find_model(name: str, *, shape: Sequence[int] | None = None, batch: int = 2) -> FoundModel:
+    """A network and one batch of its input.
 
     Args:
         name: A recipe, a config.toml, a run folder (its finished network, else the one it began with), a folder that
@@ -46,7 +56,7 @@ def find_model(name: str, *, shape: Sequence[int] | None = None, batch: int = 2)
     with torch.random.fork_rng(devices=[]):  # first weights are drawn; the caller's random numbers are not
         found = _found(name)
     if shape is None and found.example is not None:
-        return found.model, found.example
+        return FoundModel(found.model, found.example, False)
     sample = found.shape if shape is None else tuple(shape)
     if sample is None:
         raise DPAPError(
@@ -59,7 +69,8 @@ def find_model(name: str, *, shape: Sequence[int] | None = None, batch: int = 2)
             f"A batch of {batch} samples of shape {sample} is empty.", where=name, fix="give sizes of at least 1"
         )
     steps = () if found.steps is None else (found.steps,)
-    return found.model, torch.rand(*steps, batch, *sample, generator=torch.Generator().manual_seed(0))
+    example = torch.rand(*steps, batch, *sample, generator=torch.Generator().manual_seed(0))
+    return FoundModel(found.model, example, found.steps is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

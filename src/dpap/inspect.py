@@ -77,19 +77,23 @@ class Inspection:
         }
 
 
-def inspect(model: nn.Module, example: Any, *, name: str = "", unknown: str = "refuse") -> Inspection:
+def inspect(
+    model: nn.Module, example: Any, spiking_input: bool = False, *, name: str = "", unknown: str = "refuse"
+) -> Inspection:
     """Find the groups and count the costs; nothing is trained, and the network stays as it is.
 
     Args:
         model: Any network that `find_groups` takes.
         example: One batch of its input.
+        spiking_input: As of `find_groups`.
         name: What to call it.
         unknown: What to do with an operator that has no rule; as of `find_groups`.
 
     Raises:
         DPAPError: As `find_groups`.
     """
-    graph = find_groups(model, example, unknown=cast(Unknown, unknown))  # which refuses another word
+    # which refuses another word than it knows
+    graph = find_groups(model, example, unknown=cast(Unknown, unknown), spiking_input=spiking_input)
     least = {group.name: _least(group) for group in graph.groups}
     totals = Totals(
         weights=count_synapses(graph),

@@ -164,6 +164,12 @@ def _timed(model: nn.Module, site: NeuronSite, layers: Sequence[Layer], graph: G
     module = model.get_submodule(site.name)
     info = neuron_info(module)
     if site.layout != "T,B" or info is None or not info.multi_step:
+        if any(site.group in layer.in_group for layer in layers):
+            raise DPAPError(
+                "Time steps cannot be pruned: the units of this recurrent layer hear of each other at every step.",
+                where=site.name,
+                fix="leave time= out; its units and synapses die all the same.",
+            )
         raise DPAPError(
             "Time steps cannot be pruned: this neuron runs one step per call.",
             where=site.name,

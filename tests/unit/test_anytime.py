@@ -39,6 +39,14 @@ def test_running_means_by_hand() -> None:
     assert anytime(Given(), batches) == pytest.approx((2 / 3, 1 / 3, 2 / 3))
 
 
+def test_another_answer_than_the_mean_by_hand() -> None:
+    """After t steps the readout of step t alone: yes, no, yes; no, yes, yes; yes, yes, yes."""
+    batches = [(READOUT, torch.tensor([1, 1, 0]))]
+    assert anytime(Given(), batches, answer=lambda steps: steps[-1]) == pytest.approx((2 / 3, 2 / 3, 1.0))
+    # The highest so far, of classes 0 and 1: (0, 1) (2, 1) (2, 3); (3, 0) (3, 1) (3, 1); (0, 0) (0, 0) (1, 0).
+    assert anytime(Given(), batches, answer=lambda steps: steps.amax(0)) == pytest.approx((2 / 3, 1 / 3, 2 / 3))
+
+
 def test_the_last_is_the_accuracy_of_the_network() -> None:
     torch.manual_seed(0)
     model = ConvNet(shape=(1, 6, 6), classes=3, blocks=((4,),), hidden=(8,), num_steps=5)

@@ -233,9 +233,10 @@ def test_networks_without_time() -> None:
         ModelConfig(neuron="relu")
     with pytest.raises(DPAPError, match=r"model\.readout = 'spikes'"):
         ModelConfig(neuron="relu", num_steps=1, readout="spikes")
-    with pytest.raises(DPAPError, match=r"model\.neuron = 'relu'") as caught:
-        ModelConfig(name="sew-resnet18", neuron="relu", num_steps=1)
-    assert "a neuron that spikes" in caught.value.fix
+    for name in ("sew-resnet18", "recurrent"):
+        with pytest.raises(DPAPError, match=r"model\.neuron = 'relu'") as caught:
+            ModelConfig(name=name, neuron="relu", num_steps=1)
+        assert "a neuron that spikes" in caught.value.fix
     ModelConfig(neuron="relu", num_steps=1)
 
 

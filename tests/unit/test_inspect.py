@@ -104,8 +104,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 def inspected(name: str, **options: Any) -> Inspection:
-    model, example = find_model(name, **options)
-    return inspect(model, example, name=name)
+    model, example, spiking_input = find_model(name, **options)
+    return inspect(model, example, spiking_input, name=name)
 
 
 # where a network comes from -------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ def inspected(name: str, **options: Any) -> Inspection:
 
 def test_a_recipe() -> None:
     state = torch.get_rng_state()
-    model, example = find_model("digits-snn")
+    model, example, _ = find_model("digits-snn")
     assert (type(model).__name__, example.shape) == ("ConvNet", (2, 1, 8, 8))
     assert torch.equal(torch.get_rng_state(), state), "random numbers of the caller were drawn"
     assert find_model("digits-snn", batch=5)[1].shape == (5, 1, 8, 8)
@@ -121,21 +121,25 @@ def test_a_recipe() -> None:
 
 def test_a_recipe_needs_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dpap.training.data.load_dataset", lambda *_: pytest.fail("data were read"))
-    model, example = find_model("cifar10-snn-small")
+    model, example, _ = find_model("cifar10-snn-small")
     assert example.shape == (2, 3, 32, 32)
     assert model.classifier.out_features == 10
 
 
 def test_a_recipe_on_events_has_frames_for_an_example() -> None:
-    _, example = find_model("nmnist-snn", batch=3)
+    _, example, _ = find_model("nmnist-snn", batch=3)
     assert example.shape == (20, 3, 2, 34, 34)
-    _, example = find_model("nmnist-snn", batch=3, shape=(2, 36, 40))
+    _, example, _ = find_model("nmnist-snn", batch=3, shape=(2, 36, 40))
     assert example.shape == (20, 3, 2, 36, 40)
+    assert {layer.name: layer.reads for layer in inspected("shd-snn").layers} == dict.fromkeys(
+        ("fc1", "neuron1.lateral", "classifier"), "spikes"
+    )
+    assert inspected("digits-snn").layers[0].reads == "values"
 
 
 def test_a_config_file() -> None:
     Path("mine.toml").write_text('[model]\nname = "resnet18"\nwidth = 0.125\n', encoding="utf-8")
-    model, example = find_model("mine.toml")
+    model, example, _ = find_model("mine.toml")
     assert (type(model).__name__, model.conv1.out_channels, example.shape) == ("ResNet", 8, (2, 1, 8, 8))
 
 
@@ -159,7 +163,7 @@ def test_a_saved_model_of_another_origin_says_how_to_load_it() -> None:
 def test_a_function_in_a_module_or_a_file(tmp_path: Path) -> None:
     path = list(sys.path)
     for name in ("own_nets:with_example", "own_nets.py:with_example", f"{tmp_path}/own_nets.py:with_example"):
-        model, example = find_model(name)
+        model, example, _ = find_model(name)
         assert (model.a.out_features, model.b.out_features, example.shape) == (8, 2, (3, 4))
     assert sys.path == path
     assert find_model("own_nets.py:net", shape=[4], batch=6)[1].shape == (6, 4)

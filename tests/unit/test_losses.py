@@ -75,6 +75,20 @@ def test_a_run_applies_its_loss_and_answers_with_the_mean_over_time(name: str) -
     torch.testing.assert_close(loss, LOSS_OF_A_BATCH[name](steps, labels))
 
 
+@pytest.mark.parametrize("readout", ["last", "max"])
+@pytest.mark.parametrize("name", ["cross_entropy", "tet"])
+def test_a_membrane_that_is_not_averaged(readout: str, name: str) -> None:
+    """The loss is of the network's answer, `tet` of the potentials at all steps; the answer is what is judged."""
+    run = Run(tiny(optimizer__loss=name, model__dropout="0", model__readout=readout))
+    images, labels = next(run.batches(0))
+    outputs, loss = run.forward(images, labels)
+    steps = run.model(images, every_step=True)
+    answer = steps[-1] if readout == "last" else steps.max(0).values
+    assert (answer - steps.mean(0)).abs().max() > 1e-3
+    torch.testing.assert_close(outputs, answer)
+    torch.testing.assert_close(loss, LOSS_OF_A_BATCH[name](steps if name == "tet" else answer[None], labels))
+
+
 def test_a_run_smooths_its_labels() -> None:
     run = Run(tiny(optimizer__label_smoothing="0.3", model__dropout="0"))
     images, labels = next(run.batches(0))

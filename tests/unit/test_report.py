@@ -21,6 +21,7 @@ from report_pages import Reader, classed, cut, drawing, other, without
 from report_runs import KINDS, ODD, MadeUp, config, result, write_run
 from tiny_runs import tiny
 
+from dpap.data.digits import load_digits
 from dpap.errors import DPAPError
 from dpap.report.figures import (
     HIGH,
@@ -38,6 +39,7 @@ from dpap.report.page import page, write_report
 from dpap.report.style import SCRIPT
 from dpap.report.svg import by_error, compact, data_uri, duration, energy, linear, logarithmic, png, share_of, tag
 from dpap.training.loop import train
+from dpap.training.run import Run
 
 
 @pytest.fixture
@@ -77,6 +79,26 @@ def test_the_policy_allows_the_script_of_the_page_and_no_other(made: Callable[..
     assert written == SCRIPT
     assert policy is not None and policy.startswith("default-src 'none'")
     assert f"'sha256-{base64.b64encode(hashlib.sha256(written.encode()).digest()).decode()}'" in policy
+
+
+def test_the_head_says_whose_data_they_are_and_which_part(made: Callable[..., Path]) -> None:
+    """A part of a published set is never called as the set is; what a credit holds is text."""
+    credit = "N-MNIST, Orchard & al., CC BY-SA 4.0; a subset: <1,000> of 60,000 (train) recordings"
+    run = made(MadeUp(data=("nmnist-subset", credit), control=False))
+    read = Reader(page(run))
+    assert "data set nmnist-subset, 1,078 training samples" in read.text
+    assert f"Data: {credit}." in read.text
+    lines = (run / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    old = {k: v for k, v in json.loads(lines[0]).items() if k not in ("data", "credit")}
+    (run / "history.jsonl").write_text("\n".join([json.dumps(old), *lines[1:]]), encoding="utf-8")
+    before = Reader(page(run))
+    assert "data set digits, 1,078 training samples" in before.text
+    assert "credit" not in before.ids()
+
+
+def test_a_run_records_its_data_and_their_credit() -> None:
+    line = Run(tiny()).run_line()
+    assert (line.data, line.credit) == ("digits", load_digits().spec.credit)
 
 
 def test_the_page_depends_on_the_folder_alone_and_making_it_writes_nothing(made: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,42 @@ def test_dead_time_in_words_and_in_the_table(run: Path) -> None:
     assert f"Of these, silent in the control {silent} – " in text  # noqa: RUF001
     assert f"Living layer steps {share_of(living_steps)} 100 % " in text
     assert "time steps pruned by leak" in text
+
+
+@pytest.mark.parametrize("mode", ["leak", "silence"])
+def test_what_a_dead_pair_does_and_what_it_spares(tmp_path: Path, mode: str) -> None:
+    """In the section, below the maps, and in the table: each mode has its own words, and none of the other's."""
+    text = Reader(page(write_run(tmp_path / "run", replace(TIME, settings={"development.time": mode})))).text
+    words = {
+        "leak": [
+            "its own work is spared, and that of the layers that read it alone",
+            "the pair is dead: it gets no input current and gives no spike.",
+            "A dead pair gets no input current and gives no spike; its membrane leaks.",
+            "living neurons x T, less the dead pairs",
+            "At a dead one the layer computes nothing.",
+        ],
+        "silence": [
+            "its layer works at every step. Spared are the spikes",
+            "the pair is dead: its membrane integrates the input current, but may not fire.",
+            "integrates its input current, but may not fire, and is not reset.",
+            "A dead pair is charged as well, so none is spared.",
+            "At a dead one the layer integrates and is silent",
+        ],
+    }
+    assert f"time steps pruned by {mode}" in text
+    for said, wanted in words.items():
+        assert [sentence in text for sentence in wanted] == [said == mode] * len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("readout", "words"),
+    [("current", "by the mean readout of these"), ("last", "by the potential at step t"), ("max", "by the highest")],
+)
+def test_the_curve_names_the_readout(tmp_path: Path, readout: str, words: str) -> None:
+    like = replace(KINDS["time, nothing dead"], settings={"model.readout": readout})
+    text = Reader(page(write_run(tmp_path / "run", like))).text
+    assert f"after the first t steps, {words}" in text
+    assert (f"readout {readout}" in text) == (readout != "current")
 
 
 def test_the_dead_that_were_silent_in_the_control_by_hand(run: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpap.neurons import PLIF, SpikingNeuron
+from dpap.neurons import PLIF, SpikingNeuron, StepByStep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +46,15 @@ Adapter = Callable[[nn.Module], NeuronInfo | None]
 
 
 def _own(module: nn.Module) -> NeuronInfo | None:
-    if not isinstance(module, SpikingNeuron):
-        return None
-    per_channel = isinstance(module, PLIF) and module.w.dim()
-    return NeuronInfo(step_method=True, channels=(("w", 0),) if per_channel else ())
+    if isinstance(module, StepByStep):
+        return NeuronInfo(multi_step=False, states=1, channels=_time_constants(module.neuron, "neuron."))
+    if isinstance(module, SpikingNeuron):
+        return NeuronInfo(step_method=True, channels=_time_constants(module))
+    return None
+
+
+def _time_constants(neuron: nn.Module, prefix: str = "") -> tuple[tuple[str, int], ...]:
+    return ((f"{prefix}w", 0),) if isinstance(neuron, PLIF) and neuron.w.dim() else ()
 
 
 # fmt: off

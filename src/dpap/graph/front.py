@@ -336,6 +336,34 @@ class Walk(Units):
         self._fresh += 1
         return f"new{self._fresh}"
 
+    def marks_of_steps(self, nodes: Sequence[Any]) -> dict[str, IntArray]:
+        """The marks of an axis of which node k is made of index k, and of earlier ones at most (a state); else none."""
+        steps: dict[Any, list[int]] = {}
+        marks: dict[Any, dict[str, IntArray]] = {}
+        for node in nodes:
+            latest: dict[Any, int] = {}
+            todo, seen = [node], set()
+            while todo:
+                behind = todo.pop()
+                if behind in seen:
+                    continue
+                seen.add(behind)
+                if behind in self.picks:
+                    source, index, marks[source] = self.picks[behind]
+                    latest[source] = max(index, latest.get(source, index))
+                else:
+                    todo.extend(behind.all_input_nodes)
+            for source, index in latest.items():
+                steps.setdefault(source, []).append(index)
+        order = list(range(len(nodes)))
+        return {
+            name: index
+            for source, found in steps.items()
+            if found == order
+            for name, index in marks[source].items()
+            if len(index) == len(order)
+        }
+
     def protect_value(self, value: Value, reason: str) -> None:
         for ids in value.units:
             self.protect(ids, reason)
@@ -450,10 +478,24 @@ def find_groups(
     """
     if unknown not in ("refuse", "protect"):
         raise DPAPError(f"unknown= is {unknown!r}.", fix='choose "refuse" or "protect".')
+    prefix = "" if forward is None else "model."
     program = export(model, example_input, forward)
-    walk = _walked(model, program, "" if forward is None else "model.", unknown, spiking_input)
+    walk = _walked(model, program, prefix, unknown, spiking_input)
+    axis = _lone_sample(walk, program, example_input)
+    if axis is not None:  # (T * 1, ...), time folded into the batch, looks like (T, ...)
+        program = export(model, torch.cat([example_input, example_input], axis), forward)
+        walk = _walked(model, program, prefix, unknown, spiking_input)
     selection = _Selection.of(model, ignore, only)
     return _finish(walk, _groups(walk, model, selection), selection, program.graph.nodes)
+
+
+def _lone_sample(walk: Walk, program: torch.export.ExportedProgram, example: Any) -> int | None:
+    """The axis of samples of an example that holds one, where there is time; None: it holds more, or is no tensor."""
+    if not isinstance(example, Tensor) or not walk.time_marks:
+        return None
+    (name,) = program.graph_signature.user_inputs
+    axis = int(f"{name}.0" in walk.time_marks)
+    return axis if example.shape[axis : axis + 1] == (1,) else None
 
 
 def _walked(
@@ -745,6 +787,12 @@ class _Layouts:
 
     def site(self, seen: _Seen) -> Site:
         layout, constant = self.of(seen.value)
+        if layout == "T,B" and seen.axis < 2:
+            raise DPAPError(
+                "Whether time is folded into the batch here is unclear: the example input holds one sample.",
+                where=seen.module,
+                fix="give an example of two samples or more.",
+            )
         times = self.per_step(seen.module, seen.value)
         return Site(
             module=seen.module,

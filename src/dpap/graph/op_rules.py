@@ -154,12 +154,16 @@ def _all_steps(walk: Walk, x: Value, out: Value) -> None:
 
 
 def _in_a_loop(walk: Walk, node: Any, module: str, call: int) -> None:
-    """Call t of a single-step neuron is step t: as if picked out of a tensor with an axis of time."""
-    walk.calls[module].append(node)
+    """Call t of a single-step neuron is step t: as if picked out of a tensor with an axis of time. An axis of which it
+    receives index t at call t is time as well."""
+    calls, steps = walk.calls[module], walk.loops[module]
+    calls.append(node)
     walk.loop_steps[node] = call
-    if walk.loops[module] > 1:
-        walk.time_marks["steps"] = walk.loops[module]
-        walk.picks[node] = ("steps", call, {"steps": np.arange(walk.loops[module])})
+    if steps > 1:
+        walk.time_marks["steps"] = steps
+        walk.picks[node] = ("steps", call, {"steps": np.arange(steps)})
+        if len(calls) == steps:
+            walk.time_marks |= dict.fromkeys(walk.marks_of_steps([n.args[0] for n in calls]), steps)
 
 
 @op_rule("dpap.neuron_state.default")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,14 +14,22 @@ from dpap.metrics.synops import Forward, evaluating, run, split
 from dpap.timing import timing_of
 
 
-def anytime(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> tuple[float, ...]:
-    """Accuracy of the mean readout over the first t steps, t = 1 ... T, in evaluation mode; a tie goes to the lower
-    class. The last one is the accuracy of the network.
+def anytime(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    answer: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[float, ...]:
+    """Accuracy of what a network would answer after the first t steps, t = 1 ... T, in evaluation mode; a tie goes to
+    the lower class. The last one is the accuracy of the network.
 
     Args:
         batches: Pairs (inputs, labels).
         forward: `forward(model, inputs)` gives the readout at each step, (T, B, classes), where
             `model(inputs, every_step=True)` does not.
+        answer: Makes the answer, (B, classes), of the readout at the first t steps, (t, B, classes), as the network
+            itself does of all T. None: `model.answer`, which the models of this library have, else the mean.
 
     Raises:
         DPAPError: the network has dead time steps, so it was made for all of its T; no batch, one without labels, or
@@ -34,6 +42,7 @@ def anytime(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None
             f"{timing.times.num_steps}.",
             fix="measure its unpruned control, or a network that was developed without time=.",
         )
+    answered = getattr(model, "answer", _mean) if answer is None else answer
     right, samples = torch.zeros((), dtype=torch.int64), 0
     with evaluating(model):
         for batch in batches:
@@ -46,7 +55,7 @@ def anytime(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None
                     f"The network answers a tensor of shape {tuple(outputs.shape)}, not (T, B, classes).",
                     fix="give forward=, which answers the readout at each step.",
                 )
-            answers = _so_far(outputs).argmax(2)
+            answers = torch.stack([answered(outputs[: t + 1]).argmax(1) for t in range(len(outputs))])
             right = right + (answers == labels.to(answers.device)).sum(1).cpu()
             samples += len(labels)
     if not samples:
@@ -58,9 +67,8 @@ def _every_step(model: nn.Module, inputs: Any) -> Any:
     return model(inputs, every_step=True)
 
 
-def _so_far(outputs: Float[Tensor, "T B classes"]) -> Float[Tensor, "T B classes"]:
-    """Mean over the first t steps, at t; taken as the network takes it, so that the last one is its answer."""
-    return torch.stack([outputs[: t + 1].mean(0) for t in range(len(outputs))])
+def _mean(steps: Float[Tensor, "t B classes"]) -> Float[Tensor, "B classes"]:
+    return steps.mean(0)
 
 
 __all__ = ["anytime"]

@@ -14,13 +14,21 @@ from typing import Any
 from torch import nn
 
 from dpap.errors import unknown_name
-from dpap.models.convnet import READOUTS, ConvNet
-from dpap.models.parts import NEURONS, POOLS, SPIKING, SURROGATES
+from dpap.models.convnet import ConvNet
+from dpap.models.parts import NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, Readout
+from dpap.models.recurrent import RecurrentNet
 from dpap.models.resnet import ResNet, SEWResNet, resnet18, resnet50, sew_resnet18
 from dpap.models.vit import ViT, vit
 
 MODELS: Mapping[str, Callable[..., nn.Module]] = MappingProxyType(
-    {"convnet": ConvNet, "resnet18": resnet18, "resnet50": resnet50, "sew-resnet18": sew_resnet18, "vit": vit}
+    {
+        "convnet": ConvNet,
+        "recurrent": RecurrentNet,
+        "resnet18": resnet18,
+        "resnet50": resnet50,
+        "sew-resnet18": sew_resnet18,
+        "vit": vit,
+    }
 )
 
 
@@ -71,6 +79,8 @@ __all__ = [
     "SURROGATES",
     "BuiltFrom",
     "ConvNet",
+    "Readout",
+    "RecurrentNet",
     "ResNet",
     "SEWResNet",
     "ViT",

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
-from dpap.models.parts import POOLS, scaled, spiking_neuron
+from dpap.models.parts import POOLS, readout_named, scaled, spiking_neuron
 from dpap.neurons.encoding import Repeat, over_time
 from dpap.neurons.modules import LeakyIntegrator
-
-READOUTS = ("current", "spikes", "membrane")
 
 
 class ConvNet(nn.Sequential):
     """A chain of layers with the names `conv1, norm1, neuron1, ..., pool1, ..., flatten, fc1, ..., classifier`.
 
     Input (B, C, H, W): an image that is constant in time; it passes the first convolution once and is repeated T times
-    in front of the first neuron. Or (T, B, C, H, W): frames of events. Output (B, classes): the mean over T of the
-    readout, or, with `every_step`, the readout at each step, (T, B, classes). With `neuron="relu"` there is no time:
-    (B, C, H, W) to (B, classes).
+    in front of the first neuron. Or (T, B, C, H, W): frames of events. Output (B, classes): what the readout at the T
+    steps comes to; or, with `every_step`, the readout at each step, (T, B, classes), of which `answer` makes the
+    output. With `neuron="relu"` there is no time: (B, C, H, W) to (B, classes).
 
     Args:
         shape: One image: (channels, height, width).
@@ -43,8 +42,9 @@ class ConvNet(nn.Sequential):
         dropout: Share of the inputs of each hidden fully connected layer that is dropped in training.
         votes: Outputs of the classifier for each class; their mean counts.
         num_steps: T, for constant images.
-        readout: "current": of the classifier. "spikes": of a neuron behind it. "membrane": the potential of a leaky
-            integrator behind it that never fires.
+        readout: "current": the mean over T of the classifier's output. "spikes": of a neuron behind it. "membrane": of
+            the potential of a leaky integrator behind it that never fires. "last": that potential at the last step.
+            "max": its maximum over T.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class ConvNet(nn.Sequential):
         blocks = tuple(tuple(scaled(out, width) for out in block) for block in blocks)
         hidden = tuple(scaled(out, width) for out in hidden)
         spiking = neuron != "relu"
+        read = readout_named(readout)
         fc_norm = norm if fc_norm is None else fc_norm
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         temporal: list[str] = []
@@ -137,14 +138,15 @@ class ConvNet(nn.Sequential):
             add_temporal(f"neuron{number}", hidden_neuron())
             features = out
         layers["classifier"] = nn.Linear(features, classes * votes)
-        if spiking and readout == "spikes":
+        if spiking and read.behind == "neuron":
             add_temporal(f"neuron{number + 1}", hidden_neuron())
-        elif spiking and readout == "membrane":
+        elif spiking and read.behind == "integrator":
             add_temporal("membrane", LeakyIntegrator(tau))
         if votes > 1:
             layers["votes"] = nn.AvgPool1d(votes)
         super().__init__(layers)
         self._temporal = frozenset(temporal) if spiking else frozenset()
+        self._readout = read
 
     def forward(self, x: Tensor, *, every_step: bool = False) -> Tensor:
         timed = x.dim() == 5
@@ -155,4 +157,8 @@ class ConvNet(nn.Sequential):
                 x = over_time(layer, x)
             else:
                 x = layer(x)
-        return x.mean(0) if timed and not every_step else x
+        return self.answer(x) if timed and not every_step else x
+
+    def answer(self, steps: Float[Tensor, "t B classes"]) -> Float[Tensor, "B classes"]:
+        """The answer after the first t steps, of the readout at each of them: `model(x, every_step=True)[:t]`."""
+        return self._readout.answer(steps)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from dpap.models.parts import scaled, spiking_neuron
+from dpap.models.parts import mean_over_steps, scaled, spiking_neuron
 from dpap.neurons.encoding import Repeat, over_time
 
 MakeBlock = Callable[[int, int, int], nn.Module]
@@ -214,7 +215,11 @@ class SEWResNet(_Backbone):
         current = over_time(self._stem, x) if x.dim() == 5 else self.repeat(self._stem(x))
         out = self.stages(over_time(self.maxpool, self.sn1(current)))
         out = over_time(self.classify, out)
-        return out if every_step else out.mean(0)
+        return out if every_step else self.answer(out)
+
+    def answer(self, steps: Float[Tensor, "t B classes"]) -> Float[Tensor, "B classes"]:
+        """As of `ConvNet`: the mean current of the classifier."""
+        return mean_over_steps(steps)
 
     def _stem(self, x: Tensor) -> Tensor:
         current: Tensor = self.bn1(self.conv1(x))

@@ -2,6 +2,7 @@
 
 from dpap.neurons.encoding import Repeat, over_time
 from dpap.neurons.modules import IF, LIF, PLIF, LeakyIntegrator, SpikingNeuron
+from dpap.neurons.recurrent import Recurrent, StepByStep
 from dpap.neurons.surrogate import ArcTan, QuadraticGate, Rectangular, Sigmoid, Surrogate
 
 __all__ = [
@@ -12,9 +13,11 @@ __all__ = [
     "LeakyIntegrator",
     "QuadraticGate",
     "Rectangular",
+    "Recurrent",
     "Repeat",
     "Sigmoid",
     "SpikingNeuron",
+    "StepByStep",
     "Surrogate",
     "over_time",
 ]

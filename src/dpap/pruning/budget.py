@@ -65,6 +65,20 @@ class _Edge:
         out = alive[self.out_group][self.out_units].reshape(self.groups, -1, 1)
         return (out & _alive_inputs(self, alive).reshape(self.groups, 1, -1)).reshape(self.living.shape)
 
+    def returns(self, rows: IntArray, columns: IntArray) -> BoolArray:
+        """Whether these synapses end at the unit that they come from. Such a one feeds nobody: a unit that is left with
+        it alone has no input and no output."""
+        return np.asarray(
+            (self.in_groups[columns] == self.out_group) & (self.in_units[columns] == self.out_units[rows])
+        )
+
+    def feeding(self) -> BoolArray:
+        """The living synapses between two different units."""
+        if not (self.in_groups == self.out_group).any():
+            return self.living
+        rows, columns = np.ogrid[: self.living.shape[0], : self.living.shape[1]]
+        return self.living & ~self.returns(rows, columns)
+
     def recount(self) -> None:
         """Row and column counts anew."""
         self.row = self.living.sum(1)
@@ -125,14 +139,14 @@ class Account:
             edge.recount()
             if edge.groups > 1:
                 continue
-            arriving, leaving = self.inputs[edge.out_group], self.outputs
+            arriving, leaving, feeding = self.inputs[edge.out_group], self.outputs, edge.feeding()
             arriving[np.unique(edge.out_units)] = np.maximum(arriving[np.unique(edge.out_units)], 0)
-            np.add.at(arriving, edge.out_units, edge.row)
+            np.add.at(arriving, edge.out_units, feeding.sum(1))
             for group in np.unique(edge.in_groups[edge.in_groups >= 0]):
                 mine = edge.in_groups == group
                 units = edge.in_units[mine]
                 leaving[group][units] = np.maximum(leaving[group][units], 0)
-                np.add.at(leaving[group], units, edge.col[mine])
+                np.add.at(leaving[group], units, feeding.sum(0)[mine])
 
     # counts -------------------------------------------------------------------------------------------------------
 
@@ -244,6 +258,7 @@ class Account:
         self._set(edge.living, block, False)
         self._set(edge.row, rows, edge.row[rows] - gone.sum(1))
         self._set(edge.col, columns, edge.col[columns] - gone.sum(0))
+        gone &= ~edge.returns(rows[:, None], columns)
         self._lose(self.inputs, np.full(len(rows), edge.out_group), edge.out_units[rows], gone.sum(1), queue)
         self._lose(self.outputs, edge.in_groups[columns], edge.in_units[columns], gone.sum(0), queue)
 
@@ -267,18 +282,19 @@ class Account:
         if not edge.living[row, column]:
             return False
         unit = edge.out_units[row]
-        if self.inputs[edge.out_group][unit] == 1:
-            return False  # one living input per living unit, as far as synapse deaths go
         group, feeding = int(edge.in_groups[column]), int(edge.in_units[column])
-        last_output = group >= 0 and not self.protected[group] and self.outputs[group][feeding] == 1
-        if last_output:
+        between = (group, feeding) != (edge.out_group, unit)
+        if between and self.inputs[edge.out_group][unit] == 1:
+            return False  # one living input per living unit, as far as synapse deaths go
+        if between and group >= 0 and not self.protected[group] and self.outputs[group][feeding] == 1:
             return self._remove([(group, feeding)], isolated=True)  # its synapses go with it, this one among them
         edge.living[row, column] = False  # nothing below can be refused, so nothing is journalled
         edge.row[row] -= 1
         edge.col[column] -= 1
-        self.inputs[edge.out_group][unit] -= 1
-        if group >= 0:
-            self.outputs[group][feeding] -= 1
+        if between:
+            self.inputs[edge.out_group][unit] -= 1
+            if group >= 0:
+                self.outputs[group][feeding] -= 1
         return True
 
     def living_synapses(self, owner: IntArray, index: IntArray) -> BoolArray:
@@ -299,8 +315,9 @@ class Account:
         for o in np.unique(owner):
             edge = self.edges[int(o)]
             row, column = np.divmod(index[owner == o], edge.living.shape[1])
-            np.subtract.at(inputs[edge.out_group], edge.out_units[row], 1)
-            fed = column[edge.in_groups[column] >= 0]
+            between = ~edge.returns(row, column)
+            np.subtract.at(inputs[edge.out_group], edge.out_units[row[between]], 1)
+            fed = column[between & (edge.in_groups[column] >= 0)]
             for group in np.unique(edge.in_groups[fed]):
                 np.subtract.at(outputs[group], edge.in_units[fed[edge.in_groups[fed] == group]], 1)
             plan.append((edge, row, column))

@@ -31,6 +31,11 @@ class RunLine:
     """Batches of an epoch."""
     samples: int
     """Training samples of an epoch."""
+    data: str = ""
+    """The data set as it was found: a part of a published set has another name. This and `credit`: empty in older
+    runs."""
+    credit: str = ""
+    """Who made the data, under which licence they are used, and which part of a published set they are."""
     schema: int = SCHEMA
 
 
@@ -187,7 +192,8 @@ class ResultLine:
     steps: list[StepResult] = field(default_factory=list)
     """In order of execution; empty where there is no time."""
     anytime: list[float] = field(default_factory=list)
-    """Test accuracy of the mean readout over the first t steps, t = 1 ... T; empty with dead pairs, or without time."""
+    """Test accuracy of what the network answers after the first t steps, t = 1 ... T; empty with dead pairs, or without
+    time."""
     latency_ms: float | None
     """Median time of one batch of `latency_batch` samples through the finished network, in evaluation mode."""
     dense_latency_ms: float | None
@@ -286,8 +292,8 @@ def _line(raw: str, where: str) -> Line:
     return cls(**values)
 
 
-LATER = frozenset(
-    {"living_synapses", "died_pairs", "died_steps", "living_pairs", "living_steps", "dead_pairs", "steps", "anytime"}
+LATER = frozenset({"data", "credit", "living_synapses", "steps", "anytime"}) | frozenset(
+    {"died_pairs", "died_steps", "living_pairs", "living_steps", "dead_pairs"}
 )
 """Fields that older runs do not have; they are left at their default."""
 

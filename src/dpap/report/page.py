@@ -115,6 +115,7 @@ def _head(files: RunFiles, sections: Iterable[tuple[str, str]]) -> str:
         tag("p", "dpap report", class_="kind"),
         tag("h1", escape(run.recipe)),
         tag("p", escape(_what(files)), class_="what"),
+        tag("p", escape(f"Data: {run.credit}."), class_="what", id="credit") if run.credit else "",
         tag("p", _sentence(files), class_="lead", id="lead"),
     ]
     if files.result is not None:
@@ -133,7 +134,10 @@ def _what(files: RunFiles) -> str:
     width = files.setting("model.width", 1)
     parts = [_network_words(files) + (f" at width {width:g}" if width != 1 else "")]
     parts.append(f"{NEURONS.get(neuron, neuron)}" + (f", {steps} time steps" if steps != 1 else ""))
-    parts.append(f"data set {files.setting('data.name', MISSING)}, {run.samples:,} training samples")
+    if (readout := files.setting("model.readout", "current")) != "current":
+        parts.append(f"readout {readout}")
+    data = run.data or files.setting("data.name", MISSING)
+    parts.append(f"data set {data}, {run.samples:,} training samples")
     parts.append(f"rule {run.rule}")
     for kind in ("unit", "synapse"):
         if run.rule != "none" and (score := files.setting(f"development.{kind}_score")):
@@ -466,7 +470,7 @@ def _cost(files: RunFiles) -> str:
             "Counts are per sample, over all time steps, on the test split. They come from the graph of the network "
             "and the spikes that arrive; energy is an estimate; time is measured, never inferred from counts.",
         ),
-        tables.metrics(tables.metrics_with(silent_share(files)), result, control),
+        tables.metrics(tables.metrics_with(silent_share(files)), result, control, files.setting("development.time")),
     ]
     if result.layers:
         parts += [

@@ -21,6 +21,8 @@ class Metric:
     show: Callable[[float | None], str]
     value: Value
     meaning: str
+    in_silence: str = ""
+    """What it means where dead pairs are kept from firing and from nothing else; empty: the same."""
     ratio: bool = True
     """Whether a ratio to the control's says something."""
 
@@ -74,6 +76,8 @@ UPDATES = Metric(
     value=lambda r: r.neuron_updates,
     meaning="Living pairs of a spiking neuron and a time step, each of which is charged once: living neurons x T, less "
     "the dead pairs. A leak alone is no update.",
+    in_silence="Pairs of a living spiking neuron and a time step, each of which is charged once: living neurons x T. A "
+    "dead pair is charged as well, so none is spared.",
 )
 DEAD_PAIRS = Metric(
     name="Dead pairs, rho_t",
@@ -81,6 +85,9 @@ DEAD_PAIRS = Metric(
     value=lambda r: r.dead_pairs,
     meaning="Dead pairs of a unit and a time step / pairs of the living hidden neurons (units of a convolution times "
     "their positions). A dead pair gets no input current and gives no spike; its membrane leaks.",
+    in_silence="Dead pairs of a unit and a time step / pairs of the living hidden neurons (units of a convolution "
+    "times their positions). The membrane of a dead pair integrates its input current, but may not fire, and is not "
+    "reset.",
     ratio=False,
 )
 LIVING_STEPS = Metric(
@@ -89,6 +96,8 @@ LIVING_STEPS = Metric(
     value=lambda r: r.living_steps,
     meaning="Time steps of hidden layers at which at least one living unit lives / layers x T. At a dead one the layer "
     "computes nothing.",
+    in_silence="Time steps of hidden layers at which at least one living unit may fire / layers x T. At a dead one the "
+    "layer integrates and is silent; a layer that reads silent ones alone computes nothing.",
     ratio=False,
 )
 
@@ -207,8 +216,12 @@ def _meter(share: float) -> str:
     return tag("dd", filled, class_="meter", aria_hidden="true")
 
 
-def metrics(rows: Sequence[Metric], result: ResultLine, control: ResultLine | None) -> str:
-    """A table of numbers, of this run and the control, with their definitions. Rows without any value are left out."""
+def metrics(rows: Sequence[Metric], result: ResultLine, control: ResultLine | None, time: str | None = None) -> str:
+    """A table of numbers, of this run and the control, with their definitions. Rows without any value are left out.
+
+    Args:
+        time: How time steps were pruned, "leak" or "silence"; None: not at all.
+    """
     head = ["per sample", "this run"] + ([] if control is None else ["control", "ratio"]) + ["what it is"]
     body = []
     for metric in rows:
@@ -220,7 +233,8 @@ def metrics(rows: Sequence[Metric], result: ResultLine, control: ResultLine | No
         cells += [tag("td", escape(metric.show(value)), class_="n") for value in values]
         if control is not None:
             cells.append(tag("td", escape(compared(metric, result, control)), class_="n"))
-        cells.append(tag("td", escape(metric.meaning), class_="meaning"))
+        meaning = metric.in_silence if metric.in_silence and time == "silence" else metric.meaning
+        cells.append(tag("td", escape(meaning), class_="meaning"))
         body.append(tag("tr", *cells))
     return _table(head, body, "metrics" if control is not None else "metrics alone")
 

@@ -12,6 +12,9 @@ from dpap.report.history import StepResult
 from dpap.report.svg import linear, number, percent, share_of, short_percent, tag
 from dpap.report.time_figures import LayerPairs, pair_map, raster, sample_frames, step_rates
 
+READOUTS = {"last": "the potential at step t", "max": "the highest potential so far"}
+"""What the answer after t steps is, where it is no mean."""
+
 
 def time_section(files: RunFiles) -> str:
     """Who lives at which time step, how much fires there, and how early the network knows."""
@@ -24,7 +27,7 @@ def time_section(files: RunFiles) -> str:
             tag(
                 "p",
                 "A row is a living unit, those with the most living steps on top; a column is a time step. Where the "
-                "colour is missing the pair is dead: it gets no input current and gives no spike.",
+                f"colour is missing the pair is dead: {_dead_pair(files)}.",
             ),
             tag("div", *map(pair_map, pruned), class_="maps", id="pair-maps"),
         ]
@@ -128,8 +131,28 @@ def _words(files: RunFiles) -> str:
     return tag(
         "p",
         f"{share_of(result.dead_pairs)} of the pairs of a living hidden neuron and a time step are dead{beside}. "
-        f"{share_of(result.living_steps)} of the time steps of the hidden layers live.",
+        f"{share_of(result.living_steps)} of the time steps of the hidden layers live. {_spared(files)}",
     )
+
+
+def _silenced(files: RunFiles) -> bool:
+    return bool(files.setting("development.time") == "silence")
+
+
+def _dead_pair(files: RunFiles) -> str:
+    if _silenced(files):
+        return "its membrane integrates the input current, but may not fire"
+    return "it gets no input current and gives no spike"
+
+
+def _spared(files: RunFiles) -> str:
+    """Whose work a dead step saves."""
+    if _silenced(files):
+        return (
+            "A dead pair integrates all the same, so its layer works at every step. Spared are the spikes, and where a "
+            "whole layer is dead the work of the layers that read it alone."
+        )
+    return "Where a whole layer is dead, its own work is spared, and that of the layers that read it alone."
 
 
 def _living(files: RunFiles) -> Chart | None:
@@ -163,7 +186,8 @@ def _anytime(files: RunFiles) -> Chart | None:
     if not series:
         return None
     values = [y for item in series for y in item.y]
-    note = "Share of the test samples that the mean readout over the first t steps answers rightly."
+    read = READOUTS.get(files.setting("model.readout", ""), "the mean readout of these")
+    note = f"Share of the test samples that are answered rightly after the first t steps, by {read}."
     if files.result is not None and not files.result.anytime:
         note += " A network with dead pairs answers after all of its steps, so it has no curve."
     return Chart(

@@ -268,6 +268,8 @@ class Run:
             epochs=self.config.epochs,
             batches=self.batch_count,
             samples=len(self.samples),
+            data=self.data.spec.name,
+            credit=self.data.spec.credit,
         )
 
     def epoch_line(self, epoch: int, loss: float, accuracy: float, lr: float, seconds: float, seen: int) -> EpochLine:

@@ -206,40 +206,11 @@ def _stack(walk: Walk, node: Any, values: Sequence[Value], axis: int = 0) -> Val
     inner.awaiting = frozenset().union(*(value.awaiting for value in values))
     axis %= len(inner.shape) + 1
     out = _with_new_axis(inner, axis, len(values))
-    out.marks[axis] = _marks_of_steps(walk, node.args[0])
+    out.marks[axis] = walk.marks_of_steps(node.args[0])
     divisors = [value.divisor for value in values if value.divisor is not None]
     if len(divisors) == len(values):
         out.divisor = np.stack(divisors, axis)
     return out
-
-
-def _marks_of_steps(walk: Walk, nodes: Sequence[Any]) -> dict[str, IntArray]:
-    """The marks of an axis of which node k is made of index k, and of earlier ones at most (a state); else none."""
-    steps: dict[Any, list[int]] = {}
-    marks: dict[Any, dict[str, IntArray]] = {}
-    for node in nodes:
-        latest: dict[Any, int] = {}
-        todo, seen = [node], set()
-        while todo:
-            behind = todo.pop()
-            if behind in seen:
-                continue
-            seen.add(behind)
-            if behind in walk.picks:
-                source, index, marks[source] = walk.picks[behind]
-                latest[source] = max(index, latest.get(source, index))
-            else:
-                todo.extend(behind.all_input_nodes)
-        for source, index in latest.items():
-            steps.setdefault(source, []).append(index)
-    order = list(range(len(nodes)))
-    return {
-        name: index
-        for source, found in steps.items()
-        if found == order
-        for name, index in marks[source].items()
-        if len(index) == len(order)
-    }
 
 
 def _with_new_axis(x: Value, axis: int, size: int) -> Value:
@@ -461,10 +432,18 @@ def _index(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value
     return out
 
 
-@op_rule(*(f"aten.{name}_like.default" for name in ("zeros", "ones", "full", "empty", "rand", "randn")))
+@op_rule(*(f"aten.{name}_like.default" for name in ("ones", "full", "empty", "rand", "randn")))
 def _like(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
     """As wide as its model, and nobody's activity."""
     return dataclasses.replace(elementwise(x), awaiting=frozenset())
+
+
+@op_rule("aten.zeros_like.default")
+def _zeros_like(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
+    """Likewise; and no spikes, where spikes are read: those before the first step."""
+    out = _like(walk, node, x)
+    out.divisor, out.nonnegative = np.broadcast_to(np.float64(1.0), out.shape), True
+    return out
 
 
 @op_rule(*(f"aten.new_{name}.default" for name in ("zeros", "ones", "full", "empty")))
