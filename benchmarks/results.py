@@ -64,7 +64,9 @@ page. Every number of every run is in `benchmarks/results/NAME.json`. What is no
 
 - Accuracy: mean ± standard deviation over the seeds, after the last epoch. The difference is to the unpruned control,
   paired by seed (same first weights, same batches), with the 95 % t-interval; a single seed has none. McNemar's test is
-  pooled over the pairs. Of a cross-validation the numbers are over the folds, each the mean of its seeds.
+  pooled over the pairs. Of a cross-validation the numbers are over the folds, each the mean of its
+  seeds: folds share training samples, so the intervals are a little too narrow, and McNemar's p, pooled over seeds that
+  answer the same samples, too small.
 - Studies that choose settings train on a fixed part of the data, hold the validation split out and give *validation*
   accuracy; nothing was chosen by test labels, and what a run measures with them at its end is left out here.
   Headline studies train on all training images and use the test split once;

@@ -83,11 +83,11 @@ def main() -> None:
     data = load_data(read_config(chosen.run / "config.toml"))
     x, y = next(data.batches(data.test, chosen.batch))
     model = load(chosen.run / "model")
-    timing = timing_of(model)
     models = {"left out": model, "done": unskipped(model)}
     if chosen.control is not None:
         models["control"] = load(chosen.control / "model")
-    assert timing is not None
+    timing = timing_of(model)
+    assert timing is not None, "`unskipped` has looked"
     living = statistics.fmean(float(pairs.any(0).double().mean()) for pairs in timing.pairs.values())
     found: dict[str, Any] = {
         "run": chosen.run.as_posix(), "torch": torch.__version__, "threads": chosen.threads, "batch": chosen.batch,

@@ -4,6 +4,7 @@ the lateral weights = a slow oracle; in float64."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpap import DPAP, find_groups, load, save
+from dpap.errors import DPAPError
 from dpap.graph.group import Graph
 from dpap.metrics import count_macs, count_neuron_updates, count_parameters, count_synops
 from dpap.models import build
@@ -426,18 +428,21 @@ def test_a_target_of_operations_counts_what_came_one_step_late() -> None:
 class Written(nn.Module):
     """A recurrent layer written out as a loop, behind a layer that sees all steps at once."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, first: Callable[[Tensor], Tensor] = torch.zeros_like, *, bare: bool = False, read_in_step: bool = False
+    ) -> None:
         super().__init__()
         self.fc1, self.back, self.out = nn.Linear(FEATURES, 8), nn.Linear(8, 8, bias=False), nn.Linear(8, CLASSES)
-        self.neuron = StepByStep(LIF(3.0, v_threshold=0.4))
+        self.neuron = LIF(3.0, v_threshold=0.4) if bare else StepByStep(LIF(3.0, v_threshold=0.4))
+        self.first, self.bare, self.read_in_step = first, bare, read_in_step
 
     def forward(self, x: Tensor) -> Tensor:
         current = self.fc1(x.flatten(2))
-        fired, v, out = torch.zeros_like(current[0]), None, []
-        for step in current:
-            fired, v = self.neuron(step + self.back(fired), v)
-            out.append(fired)
-        return self.out(torch.stack(out)).mean(0)
+        fired, v, out = self.first(current[0]), None, []
+        for now in current:
+            fired, v = (self.neuron.step if self.bare else self.neuron)(now + self.back(fired), v)
+            out.append(self.out(fired) if self.read_in_step else fired)
+        return (torch.stack(out) if self.read_in_step else self.out(torch.stack(out))).mean(0)
 
 
 def test_a_loop_of_the_user_is_understood_likewise() -> None:
@@ -456,3 +461,39 @@ def test_a_loop_of_the_user_is_understood_likewise() -> None:
     assert layers["back"].spike_divisor is not None and layers["back"].pre.nonnegative
     assert layers["fc1"].post == layers["back"].post
     assert [(g.name, g.units, g.protected is None) for g in graph.groups] == [("fc1", 8, True), ("out", CLASSES, False)]
+
+
+def test_a_neuron_that_nobody_sees_and_only_the_next_step_reads_is_refused() -> None:
+    """Its spikes would be taken for those of the step before, and the last ones would be missing."""
+    with pytest.raises(DPAPError, match="What fc1 drives is seen one step late, where back reads it") as caught:
+        graph_of(Written(bare=True).double())
+    assert "StepByStep" in caught.value.fix
+
+
+def test_a_neuron_that_nobody_sees_is_seen_where_its_own_step_reads_it() -> None:
+    torch.manual_seed(0)
+    model = Written(bare=True, read_in_step=True).double()
+    model.fc1.bias.data += 0.4
+    dev = developer(model, score="bcm", start=0.2)
+    while not dev._watching:
+        dev.step()
+    x, _ = batch(42, size=5)
+    with dev.observing():
+        model(x)
+    fired = loop(model.fc1(x.flatten(2)).detach(), model.back.weight.detach(), model.neuron).numpy()
+    assert 0.1 < fired.mean() < 0.9
+    before = mean_trace(np.concatenate([np.zeros((1, 5, 8)), fired[:-1]]))
+    for name, values in slow_sums(before, mean_trace(fired)).items():
+        found = dev._sums[("back.weight", 0)].sums[name].numpy()
+        np.testing.assert_allclose(found, values, rtol=1e-12, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("first", [lambda x: torch.zeros(2, 8).to(x), lambda x: x.new_zeros(2, 8)])
+def test_a_first_state_of_a_fixed_size_keeps_the_units_and_says_so(first: Callable[[Tensor], Tensor]) -> None:
+    """It would not fit the smaller network. What reads it does operations on spikes all the same."""
+    graph = graph_of(Written(first).double())
+    reason = graph.groups[0].protected
+    assert reason is not None and "zeros of a fixed size; zeros_like would shrink" in reason
+    assert "test_recurrent.py, line" in reason
+    layers = {layer.name: layer for layer in graph.layers}
+    assert layers["back"].spike_divisor is not None and (layers["back"].spike_divisor == 1).all()

@@ -352,6 +352,20 @@ class TestTargets:
         assert living >= 0.04, "a quarter of the share stays"
         assert dev.alive["2"].sum() < 30
 
+    def test_a_unit_that_two_weights_drive_needs_one_input_of_either(self) -> None:
+        class Sum(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b, self.out = nn.Linear(4, 20), nn.Linear(4, 20), nn.Linear(20, 2)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.out(torch.relu(self.a(x) + self.b(x)))  # type: ignore[no-any-return]
+
+        dev = run(Sum(), torch.rand(4, 4), target={"connectivity": 0.025}, score="magnitude")  # five synapses of 200
+        assert dev.connectivity() in (0.02, 0.025)  # to within what a unit takes along
+        with pytest.raises(DPAPError, match=r"at least 2\.00%"):
+            run(Sum(), torch.rand(4, 4), target={"connectivity": 0.019}, score="magnitude")
+
     def test_out_of_reach_is_refused_with_the_lowest_value(self) -> None:
         model = ConvNet()
         optimizer = torch.optim.SGD(model.parameters(), 0.1)

@@ -20,7 +20,14 @@ from dpap.errors import DPAPError
 from dpap.recipes import recipe
 from dpap.report.compare import Comparison, EpochNumbers, RunNumbers, compare_runs, compared, read_numbers
 from dpap.report.compare_page import comparison_page, write_comparison
-from dpap.report.compare_table import comparison_table, said_accuracy, said_difference, said_p, said_reached
+from dpap.report.compare_table import (
+    comparison_table,
+    said_accuracy,
+    said_difference,
+    said_p,
+    said_reached,
+    said_runs,
+)
 from dpap.report.history import LayerResult, NeuronResult, ResultLine, RunLine, from_text, to_text
 from dpap.report.svg import MISSING
 
@@ -127,6 +134,14 @@ def test_settings_on_which_nothing_depends_make_no_arm() -> None:
     assert [arm.name for arm in compared(runs).arms] == ["dpap"]
 
 
+def test_a_run_older_than_a_setting_is_of_one_arm_with_those_that_leave_it_out() -> None:
+    old = numbers(seed=0)
+    config = to_dict(recipe("digits-snn"))
+    del config["data"]["folds"], config["development"]["time_score"]
+    older = numbers(seed=1, config=config)
+    assert [arm.seeds for arm in compared([old, older]).arms] == [(0, 1)]
+
+
 def test_without_pruning_it_does_not_matter_how_one_would_have_pruned() -> None:
     runs = [control(seed=0, settings=target(0.3)), control(seed=1, settings=target(0.2))]
     assert [arm.seeds for arm in compared(runs).arms] == [(0, 1)]
@@ -151,6 +166,23 @@ def test_an_interval_of_a_cross_validation_is_over_folds_and_runs_are_paired_by_
     assert arm.control.accuracy.sd == pytest.approx(0.01)  # of -0.02, -0.03, -0.04: the mean of each fold
     with pytest.raises(DPAPError, match=r"Seed 1 fold 2 of arm 'dpap' cannot be paired"):
         compared([*small, *dense[:-1]])
+
+
+def test_words_of_a_cross_validation_speak_of_folds() -> None:
+    def runs(make: Callable[..., RunNumbers], places: Sequence[tuple[int, int]]) -> list[RunNumbers]:
+        return [
+            make(0.9, seed, fold=fold, settings={"data.folds": "3", "data.fold": f"{fold}"}) for fold, seed in places
+        ]
+
+    grid = [(fold, seed) for fold in range(3) for seed in range(2)]
+    full = compared([*runs(numbers, grid[:-1]), *runs(control, grid)])
+    assert [said_runs(arm) for arm in full.arms] == ["2 x 3 folds", "5 in 3 folds"]
+    text = comparison_page(full)
+    assert "means over folds" in text and "Paired by seed and fold; lines are" in text
+    one = compared([*runs(numbers, grid[:2]), *runs(control, grid[:2])])
+    assert said_difference(one.arm("dpap").control) == "+0.00 (one fold, no interval)"
+    text = comparison_page(one)
+    assert "One fold each: no intervals." in text and "Paired by seed and fold; one fold, no intervals." in text
 
 
 def test_folds_may_differ_in_size_and_splits_not() -> None:

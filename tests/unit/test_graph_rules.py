@@ -1043,6 +1043,18 @@ def test_zeros_like_units_are_nobodys_activity() -> None:
     assert str(layer_of(groups_of(model, 3), "a").post) == "input of b"
 
 
+@pytest.mark.parametrize("make", [torch.zeros_like, lambda x: x.new_zeros(x.shape), lambda x: torch.zeros(4, 3)])
+def test_zeros_are_no_spikes_and_what_is_written_into_them_may_be_anything(make: Callable[[Tensor], Tensor]) -> None:
+    def shifted(m: Any, x: Tensor) -> Tensor:
+        buffer = make(x)
+        buffer[1:] = x[:-1]
+        return m.a(buffer)
+
+    for function, spikes in ((lambda m, x: m.a(make(x)), True), (shifted, False)):
+        graph = find_groups(Net(function, a=nn.Linear(3, 2)), torch.rand(4, 3))
+        assert (layer_of(graph, "a").spike_divisor is not None) == spikes
+
+
 # the registries ----------------------------------------------------------------------------------------------------
 
 

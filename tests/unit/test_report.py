@@ -96,6 +96,15 @@ def test_the_head_says_whose_data_they_are_and_which_part(made: Callable[..., Pa
     assert "credit" not in before.ids()
 
 
+def test_the_head_says_which_fold_was_tested_and_what_scored_the_steps(tmp_path: Path) -> None:
+    settings = {"data.folds": "5", "data.fold": "2", "development.time": "leak", "development.time_score": "random"}
+    text = Reader(page(write_run(tmp_path / "fold", MadeUp(settings=settings, control=False)))).text
+    assert "training samples · fold 2 (from 0) of a 5-fold cross-validation ·" in text
+    assert "time steps pruned by leak, scored by random ·" in text
+    plain = Reader(page(write_run(tmp_path / "plain", MadeUp(settings={"development.time": "leak"})))).text
+    assert "cross-validation" not in plain and "time steps pruned by leak ·" in plain
+
+
 def test_a_run_records_its_data_and_their_credit() -> None:
     line = Run(tiny()).run_line()
     assert (line.data, line.credit) == ("digits", load_digits().spec.credit)

@@ -19,6 +19,7 @@ from dpap.io import load
 from dpap.metrics import accuracy
 from dpap.recipes import recipe
 from dpap.report.history import DevelopmentLine, EpochLine, read_history
+from dpap.scores import TIME_SCORES
 from dpap.training.loop import best_after_last_death, train, train_epoch
 from dpap.training.run import Run, make_rule, rate_share
 
@@ -313,6 +314,8 @@ def test_scores_and_levels_reach_the_rule() -> None:
     assert rule.score is not plain.score
     assert rule.score.needs == frozenset({"outgoing"})  # type: ignore[attr-defined]
     assert make_rule(DevelopmentConfig(rule="paper")).name == "paper"
+    assert make_rule(DevelopmentConfig(time_score="random")).time_score is TIME_SCORES["random"]
+    assert plain.time_score is TIME_SCORES["importance"]
     assert {"norm_scale", "pairs"} <= run.dev.rule.score.needs  # type: ignore[attr-defined]
 
 

@@ -401,3 +401,24 @@ def test_what_a_run_says_of_time() -> None:
     )
     assert "% of the pairs of living units and" in repr(dev)
     assert make(time=None).pairs == {}
+
+
+def test_a_step_is_worth_what_the_rule_says() -> None:
+    """Here the later ones are, whatever Equation (8) says."""
+    heard = set()
+
+    def late(found: Tensor, seed: int, neuron: str) -> Tensor:
+        heard.add((seed, neuron))
+        return torch.arange(1.0, T + 1).expand_as(found)
+
+    dev = make(rule=dpap_rule(time_score=late), target={"pairs": 0.5}, seed=3)
+    run(dev, 40)
+    assert heard == {(3, "neuron1"), (3, "neuron2")}
+    for pairs in dev.pairs.values():
+        assert not pairs.all()
+        assert (pairs[:, 1:] >= pairs[:, :-1]).all(), "of each unit the first steps died"
+
+
+def test_a_score_of_time_that_is_none() -> None:
+    with pytest.raises(DPAPError, match="no time score named 'randm'"):
+        dpap_rule(time_score="randm")

@@ -244,6 +244,8 @@ class Value:
     parameter: str | None = None
     entered: tuple[str, int] | None = None
     """Module call that this very tensor enters."""
+    sized: str | None = None
+    """The line of the model that made this tensor of zeros in a size of its own, which no unit can leave."""
 
     @property
     def tracked(self) -> bool:
@@ -254,6 +256,11 @@ def plain(shape: Iterable[int]) -> Value:
     """A tensor of which nothing is known."""
     shape = tuple(shape)
     return Value(shape=shape, units=[None] * len(shape), marks=[{} for _ in shape])
+
+
+def no_units(value: Value) -> str | None:
+    """Why the units stay that meet zeros of a fixed size, such as a first state; None: these are none."""
+    return value.sized and f"meets zeros of a fixed size; zeros_like would shrink with it: {value.sized}"
 
 
 @dataclass(slots=True)
@@ -378,7 +385,7 @@ class Walk(Units):
         elif value.parameter is not None:
             self.produce(ids, value.parameter, axis, masked=masked and value.parameter in self.parameters)
         elif not self.splits.wish(value.marks[axis]):
-            self.protect(ids, "combined with a tensor that carries no units")
+            self.protect(ids, no_units(value) or "combined with a tensor that carries no units")
 
     def own(self, value: Value) -> Value:
         """A parameter that is no layer's weight: every entry of every axis is a unit, to be tied by what comes next."""
@@ -642,6 +649,7 @@ def _finish(walk: Walk, found: Found, selection: _Selection, nodes: Iterable[Any
     layout = _Layouts(walk.time_marks, num_steps, _steps(walk, nodes, num_steps), _sample_marks(walk, nodes))
     layers = tuple(_layer(calls, found, layout) for calls in _executions(walk.layers, layout))
     _check_loops(layers, layout.steps)
+    _check_in_time(layers, layout.steps)
     sites: dict[str, list[Site]] = defaultdict(list)
     for layer in layers:
         if layer.post is not None and layer.post not in sites[layer.out_group]:
@@ -725,6 +733,22 @@ def _check_loops(layers: Iterable[Layer], steps: Steps) -> None:
                 f"Each step calls {module} {times} times, and units are seen at {len(calls)} of these calls only.",
                 where=module,
                 fix="give each place in the network a module of its own.",
+            )
+
+
+def _check_in_time(layers: Iterable[Layer], steps: Steps) -> None:
+    """What a layer drives must be seen in its own step."""
+    for layer in layers:
+        seen = layer.post
+        if seen is None or seen.layout != "call per step" or seen.side != "input":
+            continue
+        if steps.reads_the_past(seen.module, seen.call):
+            raise DPAPError(
+                f"What {layer.name} drives is seen one step late, where {seen.module} reads it: nobody sees a method, "
+                "such as neuron.step, or a function.",
+                where=layer.name,
+                fix="call the neuron as a module in each step, dpap.neurons.StepByStep(neuron), or use "
+                "dpap.neurons.Recurrent.",
             )
 
 

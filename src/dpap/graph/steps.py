@@ -110,3 +110,8 @@ class Steps:
             where=module,
             fix="call a module equally often in each step, or give each place in the network a module of its own.",
         )
+
+    def reads_the_past(self, module: str, call: int) -> bool:
+        """Whether a call of each step reads what was made in the step before, and zeros in the first."""
+        node = self.calls[module][self.per_step(module) + call]
+        return self.needs.get(node, 1) < 1

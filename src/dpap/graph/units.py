@@ -22,6 +22,8 @@ class Record:
     axis: int
     produces: bool
     masked: bool
+    otherwise: str | None = None
+    """Why another owner of these entries stays where `ids` are none."""
 
 
 @dataclass
@@ -50,15 +52,17 @@ class Units:
         """Entry i of the axis goes with unit ids[i], as part of what computes the unit."""
         self._record(Record(ids, tensor, axis, True, masked))
 
-    def consume(self, ids: IntArray, tensor: str, axis: int) -> None:
-        """Entry i of the axis goes with unit ids[i], as what reads the unit."""
-        self._record(Record(ids, tensor, axis, False, True))
+    def consume(self, ids: IntArray, tensor: str, axis: int, otherwise: str | None = None) -> None:
+        """Entry i of the axis goes with unit ids[i], as what reads the unit. `otherwise`: why a unit that it reads
+        elsewhere stays where these are none."""
+        self._record(Record(ids, tensor, axis, False, True, otherwise))
 
     def _record(self, new: Record) -> None:
         """An entry has one owner: where a module is called twice or a tensor has two names, the owners are tied."""
         known = self.records.setdefault((new.tensor, new.axis), new)
         if known is not new:
-            self.tie(known.ids, new.ids, f"{new.tensor} is also used where these are no units")
+            reason = known.otherwise or new.otherwise or f"{new.tensor} is also used where these are no units"
+            self.tie(known.ids, new.ids, reason)
             known.produces |= new.produces
             known.masked &= new.masked
 

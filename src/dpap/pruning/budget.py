@@ -742,9 +742,13 @@ def fewest(account: Account, kinds: set[str]) -> list[int]:
 
 
 def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
-    """A bound from below: every group at its floor, every prunable row at one synapse."""
+    """A bound from below: every group at its floor, every unit that only prunable weights feed at one synapse."""
     left = fewest(account, kinds)
     total = 0.0
+    if metric == "connectivity":
+        whole = {edge.out_group for edge in account.edges if edge.groups == 1 and edge.weight not in account.prunable}
+        single = {edge.out_group for edge in account.edges if edge.weight in account.prunable}
+        total += sum(left[group] for group in single - whole)
     for edge in account.edges:
         rows = min(
             len(edge.out_units), left[edge.out_group] * (len(edge.out_units) // len(account.alive[edge.out_group]))
@@ -752,9 +756,7 @@ def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
         columns = edge.living.shape[1] if edge.groups > 1 else int((edge.in_groups < 0).sum())
         for group in np.unique(edge.in_groups[edge.in_groups >= 0]) if edge.groups == 1 else ():
             columns += int((edge.in_groups == group).sum()) * left[group] // len(account.alive[group])
-        if metric == "connectivity" and edge.weight in account.prunable:
-            total += rows
-        else:
+        if metric != "connectivity" or edge.weight not in account.prunable:
             total += rows * columns * (edge.macs if metric == "macs" else edge.kernel)
     if metric == "parameters":
         total += sum(

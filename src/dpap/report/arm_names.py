@@ -38,13 +38,15 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
-    """What two runs of an arm have in common. Without pruning, how one would have pruned does not matter."""
+    """What two runs of an arm have in common. Without pruning, how one would have pruned does not matter. A setting
+    that is "none" is as good as absent, as it is in runs that are older than it."""
     settings = flat(config)
     dense = settings.get("development.rule") == "none"
     return frozenset(
         (key, json.dumps(value))
         for key, value in settings.items()
-        if key not in IGNORED and not (dense and key.startswith("development.") and key != "development.rule")
+        if key == "development.rule"
+        or (key not in IGNORED and value != "none" and not (dense and key.startswith("development.")))
     )
 
 

@@ -5,9 +5,9 @@
 
 `compare_table` says it in a terminal, `compare_page` on a page, `arm_names` finds names for the arms.
 
-Runs whose configs differ in nothing but the seed are one arm. Its control is the arm without pruning whose config is
-otherwise equal, be it given or found in `control/` of a run; runs are paired by seed, so what the seeds share (first
-weights, order of the samples) falls out of the difference.
+Runs whose configs differ in nothing but the seed and the fold are one arm. Its control is the arm without pruning whose
+config is otherwise equal, be it given or found in `control/` of a run; runs are paired by seed and fold, so what they
+share (first weights, order of the samples, test split) falls out of the difference.
 """
 
 from __future__ import annotations
@@ -191,6 +191,11 @@ class Comparison:
     arms: tuple[ArmResult, ...]
     notes: tuple[str, ...]
     """What a reader must know."""
+
+    @property
+    def over(self) -> Literal["seed", "fold"]:
+        """What an interval is taken over."""
+        return "seed" if self.arms[0].folds is None else "fold"
 
     def arm(self, name: str) -> ArmResult:
         """The arm of that name.

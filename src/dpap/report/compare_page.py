@@ -224,10 +224,10 @@ def _scatter(
         return ""
     intervals = any(arm.accuracy.low is not None for arm in found.arms)
     note = (
-        "Bars and band: 95 % t-intervals of the means over seeds, cut where they leave the figure. Points at one place "
-        "are drawn beside each other."
+        f"Bars and band: 95 % t-intervals of the means over {found.over}s, cut where they leave the figure. Points at "
+        "one place are drawn beside each other."
         if intervals
-        else "One seed each: no intervals."
+        else f"One {found.over} each: no intervals."
     )
     return tag(
         "figure",
@@ -334,8 +334,9 @@ def _forest(found: Comparison, styles: Mapping[str, tuple[str, str]]) -> str:
     rows = [(arm, arm.control) for arm in found.arms if arm.control is not None]
     if not rows:
         return ""
-    one = all(found.accuracy.low is None for _, found in rows)
-    note = "Paired by seed; " + ("one seed, no intervals." if one else "lines are 95 % t-intervals.")
+    one = all(difference.accuracy.low is None for _, difference in rows)
+    paired = "Paired by seed" + (" and fold" if found.over == "fold" else "")
+    note = f"{paired}; " + (f"one {found.over}, no intervals." if one else "lines are 95 % t-intervals.")
     return tag(
         "figure",
         tag("figcaption", tag("h3", "Difference to the control, points")),

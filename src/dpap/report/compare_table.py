@@ -37,7 +37,7 @@ def said_difference(found: Difference | None) -> str:
         return MISSING
     values = found.accuracy
     if values.low is None or values.high is None:
-        return f"{100 * values.mean:+.2f} (one seed, no interval)"
+        return f"{100 * values.mean:+.2f} (one {'seed' if len(found.seeds) == 1 else 'fold'}, no interval)"
     return f"{100 * values.mean:+.2f} [{100 * values.low:+.2f}, {100 * values.high:+.2f}]"
 
 
@@ -78,8 +78,12 @@ def said_reached(found: Convergence | None) -> str:
 
 
 def said_runs(arm: ArmResult) -> str:
-    """How many seeds, and how many folds where there are some: "3", or "3 x 5 folds"."""
-    return str(len(arm.seeds)) if arm.folds is None else f"{len(set(arm.seeds))} x {arm.folds} folds"
+    """How many seeds, and how many folds where there are some: "3", or "3 x 5 folds"; "7 in 5 folds" if some lack."""
+    if arm.folds is None:
+        return str(len(arm.seeds))
+    seeds, rest = divmod(len(arm.seeds), arm.folds)
+    whole = not rest and seeds == len(set(arm.seeds))
+    return f"{seeds} x {arm.folds} folds" if whole else f"{len(arm.seeds)} in {arm.folds} folds"
 
 
 @dataclass(frozen=True, slots=True)

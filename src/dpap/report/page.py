@@ -138,12 +138,15 @@ def _what(files: RunFiles) -> str:
         parts.append(f"readout {readout}")
     data = run.data or files.setting("data.name", MISSING)
     parts.append(f"data set {data}, {run.samples:,} training samples")
+    if folds := files.setting("data.folds"):
+        parts.append(f"fold {files.setting('data.fold', 0)} (from 0) of a {folds}-fold cross-validation")
     parts.append(f"rule {run.rule}")
     for kind in ("unit", "synapse"):
         if run.rule != "none" and (score := files.setting(f"development.{kind}_score")):
             parts.append(f"{kind}s scored by {score}")
     if mode := files.setting("development.time"):
-        parts.append(f"time steps pruned by {mode}")
+        score = files.setting("development.time_score")
+        parts.append(f"time steps pruned by {mode}" + (f", scored by {score}" if score else ""))
     parts.append(f"{run.epochs} epochs, seed {run.seed}")
     return " · ".join(part for part in parts if part)
 

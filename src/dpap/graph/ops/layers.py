@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dpap.errors import DPAPError
-from dpap.graph.front import Value, Walk, _LayerCall, _Seen, model_line, plain
+from dpap.graph.front import Value, Walk, _LayerCall, _Seen, model_line, no_units, plain
 from dpap.graph.group import FloatArray, IntArray, LayerKind
 from dpap.graph.op_rules import op_rule, out_shape
 
@@ -119,7 +119,7 @@ def _layer(
         return out
     inputs = x.units[axis]
     in_ids: IntArray = np.full(x.shape[axis], -1) if inputs is None else inputs
-    ids = _connected(walk, weight, in_ids, out.shape[axis], groups, transposed)
+    ids = _connected(walk, weight, in_ids, no_units(x), out.shape[axis], groups, transposed)
     if bias is not None:
         walk.attach(ids, bias, 0)
     out.units[axis] = ids
@@ -153,13 +153,15 @@ def _layer(
     return out
 
 
-def _connected(walk: Walk, weight: Value, in_ids: IntArray, rows: int, groups: int, transposed: bool) -> IntArray:
+def _connected(
+    walk: Walk, weight: Value, in_ids: IntArray, why_none: str | None, rows: int, groups: int, transposed: bool
+) -> IntArray:
     """Ids of the output features. Each group of a grouped convolution is one unit, with all that it reads and makes."""
     assert weight.parameter is not None
     if groups == 1:
         ids = walk.new_units(rows)
         walk.produce(ids, weight.parameter, int(transposed))
-        walk.consume(in_ids, weight.parameter, int(not transposed))
+        walk.consume(in_ids, weight.parameter, int(not transposed), why_none)
         return ids
     unit = walk.new_units(groups)
     ids, read = np.repeat(unit, rows // groups), np.repeat(unit, len(in_ids) // groups)

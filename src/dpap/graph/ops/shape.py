@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpap.graph.front import Value, Walk, model_line, plain
 from dpap.graph.group import IntArray
@@ -441,11 +442,32 @@ def _like(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
 @op_rule("aten.zeros_like.default")
 def _zeros_like(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
     """Likewise; and no spikes, where spikes are read: those before the first step."""
-    out = _like(walk, node, x)
-    out.divisor, out.nonnegative = np.broadcast_to(np.float64(1.0), out.shape), True
+    return _silent(node, _like(walk, node, x))
+
+
+@op_rule("aten.zeros.default", "aten.new_zeros.default")
+def _zeros(walk: Walk, node: Any, *rest: Any, **options: Any) -> Value:
+    """No spikes, as wide as the model's code says whoever dies."""
+    out = _silent(node, plain(out_shape(node)))
+    out.sized = model_line(node.stack_trace)
     return out
 
 
-@op_rule(*(f"aten.new_{name}.default" for name in ("zeros", "ones", "full", "empty")))
+def _silent(node: Any, zeros: Value) -> Value:
+    if not _filled(node):
+        zeros.divisor, zeros.nonnegative = np.broadcast_to(np.float64(1.0), zeros.shape), True
+    return zeros
+
+
+def _filled(node: Any) -> bool:
+    """Whether entries are set in place, which the tensor's later readers do not show: `z[1:] = x`."""
+    return any(
+        user.target._schema.is_mutable or (user.target.is_view and _filled(user))
+        for user in node.users
+        if isinstance(user.target, torch._ops.OpOverload) and user.args[:1] == (node,)
+    )
+
+
+@op_rule(*(f"aten.new_{name}.default" for name in ("ones", "full", "empty")))
 def _new(walk: Walk, node: Any, x: Value, *rest: Any, **options: Any) -> Value:
     return plain(out_shape(node))
