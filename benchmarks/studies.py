@@ -255,24 +255,22 @@ def cifar10_small() -> Iterator[Arm]:
 def nmnist() -> Iterator[Arm]:
     """N-MNIST, a subset of 1,100 recordings, 5 folds (880 to learn from, 220 tested), T = 20, 2Conv2FC: 60 % of the
     weights and half of the pairs of a unit and a step die. In `random` units, synapses and steps are drawn."""
-    base = replace(recipe("nmnist-snn"), epochs=20, threads=1, control=False)
-    smaller = pruned(base, {"connectivity": 0.40, "pairs": 0.50}, time="leak")
-    drawn = change(smaller, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
+    base = replace(recipe("nmnist-snn"), threads=1, control=False)
+    drawn = change(base, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
     yield from crossed("nmnist", "control", control(base), 3)
-    yield from crossed("nmnist", "dpap", smaller, 3)
+    yield from crossed("nmnist", "dpap", base, 3)
     yield from crossed("nmnist", "random", drawn, 1, against="dpap")
 
 
-def saccade() -> Iterator[Arm]:
+def mnist_saccade() -> Iterator[Arm]:
     """MNIST as a simulated event camera sees it, 12,000 training recordings, T = 10, 2Conv2FC. In `random` units,
     synapses and steps are drawn; `control-5` is unpruned and sees half as many frames, each twice as long."""
-    base = change(replace(recipe("mnist-saccade-snn"), epochs=12, threads=1, control=False), data={"limit": 12_000})
-    smaller = pruned(base, {"connectivity": 0.10, "macs": 0.28, "pairs": 0.50, "steps": 0.60}, time="leak")
-    drawn = change(smaller, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
-    yield from seeded("saccade", "control", control(base), 3)
-    yield from seeded("saccade", "dpap", smaller, 3)
-    yield from seeded("saccade", "control-5", change(control(base), model={"num_steps": 5}), 3, against="control")
-    yield from seeded("saccade", "random", drawn, 1, against="dpap")
+    base = change(replace(recipe("mnist-saccade-snn"), threads=1, control=False), data={"limit": 12_000})
+    drawn = change(base, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
+    yield from seeded("mnist-saccade", "control", control(base), 3)
+    yield from seeded("mnist-saccade", "dpap", base, 3)
+    yield from seeded("mnist-saccade", "control-5", change(control(base), model={"num_steps": 5}), 3, against="control")
+    yield from seeded("mnist-saccade", "random", drawn, 1, against="dpap")
 
 
 STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
@@ -290,7 +288,7 @@ STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "mnist-2fc": mnist_2fc,
     "cifar10-small": cifar10_small,
     "nmnist": nmnist,
-    "saccade": saccade,
+    "mnist-saccade": mnist_saccade,
 }
 
 

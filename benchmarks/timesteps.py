@@ -1,6 +1,6 @@
 """What dead time steps save: a finished network with the work at its dead steps left out, done, and beside its control.
 
-    python benchmarks/timesteps.py runs/studies/saccade/dpap/0 --control runs/studies/saccade/control/0 --json out.json
+    python benchmarks/timesteps.py runs/studies/nmnist/dpap/0-0 --control runs/studies/nmnist/control/0-0
 
 The three take turns on the same batch of test samples: one forward pass in evaluation mode, and one forward and
 backward pass in training mode. Left out against done is what skipping saves; the control also has all units and
