@@ -264,12 +264,15 @@ def nmnist() -> Iterator[Arm]:
 
 def mnist_saccade() -> Iterator[Arm]:
     """MNIST as a simulated event camera sees it, 12,000 training recordings, T = 10, 2Conv2FC. In `random` units,
-    synapses and steps are drawn; `control-5` is unpruned and sees half as many frames, each twice as long."""
+    synapses and steps are drawn; `control-5` is unpruned and sees half as many frames, each twice as long; `dpap-5`
+    sees these and loses units and synapses alone, to the same targets."""
     base = change(replace(recipe("mnist-saccade-snn"), threads=1, control=False), data={"limit": 12_000})
+    shorter = change(pruned(base, {"connectivity": 0.10, "macs": 0.28}, time=None), model={"num_steps": 5})
     drawn = change(base, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
     yield from seeded("mnist-saccade", "control", control(base), 3)
     yield from seeded("mnist-saccade", "dpap", base, 3)
     yield from seeded("mnist-saccade", "control-5", change(control(base), model={"num_steps": 5}), 3, against="control")
+    yield from seeded("mnist-saccade", "dpap-5", shorter, 3, against="dpap")
     yield from seeded("mnist-saccade", "random", drawn, 1, against="dpap")
 
 

@@ -32,10 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    """Every test starts from the same random state, and leaves the default dtype and threads as they were."""
+    """Every test starts from the same random state, and leaves the default dtype, the threads and the data folder,
+    which the command line names for its process, as they were."""
     torch.manual_seed(0)
-    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    dtype, threads, data = torch.get_default_dtype(), torch.get_num_threads(), os.environ.get("DPAP_DATA")
     yield
+    os.environ.pop("DPAP_DATA", None)
+    if data is not None:
+        os.environ["DPAP_DATA"] = data
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
 

@@ -64,7 +64,11 @@ CASES: dict[str, Config] = {name: config for config, name in DIFFERENT.items()} 
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = {"cifar10-resnet50"}  # a minute, and ResNet-18 takes the same ways
+PARAMETERS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_interrupted_at_every_epoch_boundary(name: str, tmp_path: Path) -> None:
     config = CASES[name]
     whole = tmp_path / "whole"
