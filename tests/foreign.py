@@ -40,6 +40,20 @@ def spikingjelly() -> ModuleType:
     return _imported("spikingjelly.activation_based")
 
 
+def spikingjelly_model(name: str) -> ModuleType:
+    spikingjelly()
+    return _imported(f"spikingjelly.activation_based.model.{name}")
+
+
+def spikingjelly_encoding() -> ModuleType:
+    spikingjelly()
+    return _imported("spikingjelly.activation_based.encoding")
+
+
+def snntorch_spikegen() -> ModuleType:
+    return _imported("snntorch.spikegen")
+
+
 def snntorch() -> ModuleType:
     for part in ("surrogate", "utils"):
         _imported(f"snntorch.{part}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -33,6 +34,19 @@ class DPAPError(Exception):
 
 def _rebuild(what: str, where: str, fix: str) -> DPAPError:
     return DPAPError(what, where=where, fix=fix)
+
+
+@contextmanager
+def refusing(what: str, where: str = "", fix: str = "") -> Iterator[None]:
+    """Inside, whatever else goes wrong is an error of this library's own: a network that runs, and that we do not
+    understand, is refused with the way out."""
+    try:
+        yield
+    except DPAPError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise DPAPError(f"{what}: {type(error).__name__}: {reason}", where=where, fix=fix) from error
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> DPAPError:

@@ -279,12 +279,13 @@ class WindowSums:
     def add(
         self,
         pre: Float[Tensor, "seen B I"],
-        post: Float[Tensor, "T B O"],
+        post: Float[Tensor, "given B O"],
         living: Bool[Tensor, " I"],
         pre_weights: Float[Tensor, " T"],
         post_weights: Float[Tensor, " T"],
     ) -> None:
-        """Account for one pass. `living`: input entries whose unit is alive; the others do not enter X."""
+        """Account for one pass; what came once is the same at every step. `living`: input entries whose unit is alive;
+        the others do not enter X."""
         x, y = activity(pre, pre_weights), activity(post, post_weights)
         total = x @ living.to(x)
         squared = y * y
@@ -373,7 +374,7 @@ class SlidingSums:
     def add(
         self,
         pre: Float[Tensor, "seen B I"],
-        post: Float[Tensor, "T B O"],
+        post: Float[Tensor, "given B O"],
         living: Bool[Tensor, " I"],
         pre_weights: Float[Tensor, " T"],
         post_weights: Float[Tensor, " T"],

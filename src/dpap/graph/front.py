@@ -20,8 +20,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from dpap.errors import DPAPError
+from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import ACTIVATIONS, NeuronInfo, independent_copy, neuron_info, unlisted
 from dpap.graph.group import (
     Features,
@@ -189,6 +190,17 @@ class _Call(nn.Module):
         return self.function(self.model, batch)
 
 
+class _KnownSizes(TorchFunctionMode):
+    """Lets a model compute sizes as `torch.ones(n, dtype=int).tolist()`, as snnTorch's encoders do: the trace alone
+    would take these for data."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ones and not out.is_floating_point() and out.dim() == 1:
+            out.tolist = lambda: [1] * len(out)
+        return out
+
+
 def export(model: nn.Module, example_input: Any, forward: Forward | None = None) -> torch.export.ExportedProgram:
     """The marked graph of a model.
 
@@ -198,7 +210,7 @@ def export(model: nn.Module, example_input: Any, forward: Forward | None = None)
     marked = _marked_copy(model)
     module: nn.Module = marked if forward is None else _Call(marked, forward)
     try:
-        with torch.no_grad(), unlisted(model), structure_alone():
+        with torch.no_grad(), unlisted(model), structure_alone(), _KnownSizes():
             return torch.export.export(module, (example_input,), strict=False)
     except DPAPError:
         raise
@@ -220,7 +232,8 @@ def _frames(error: BaseException) -> list[str]:
 def model_line(stack: str | None) -> str:
     """The last line of a stack trace that lies neither in PyTorch nor in this package."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*([^\n]*)', stack or "")
-    own = [f for f in frames if "/torch/" not in f[0] and "/dpap/graph/" not in f[0] and "/dpap/developer" not in f[0]]
+    ours = ("/torch/", "/jaxtyping/", "/dpap/graph/", "/dpap/pruning/", "/dpap/developer")
+    own = [f for f in frames if not any(part in f[0] for part in ours)]
     if not own:
         return ""
     file, line, function, code = own[-1]
@@ -485,6 +498,22 @@ def find_groups(
     """
     if unknown not in ("refuse", "protect"):
         raise DPAPError(f"unknown= is {unknown!r}.", fix='choose "refuse" or "protect".')
+    with refusing(
+        f"The groups of this {type(model).__name__} could not be worked out",
+        fix='please report the network together with this message; ignore= or unknown="protect" may get around it.',
+    ):
+        return _found_groups(model, example_input, ignore, only, unknown, forward, spiking_input)
+
+
+def _found_groups(
+    model: nn.Module,
+    example_input: Any,
+    ignore: Sequence[Pattern] | Pattern,
+    only: Sequence[Pattern] | Pattern | None,
+    unknown: Unknown,
+    forward: Forward | None,
+    spiking_input: bool,
+) -> Graph:
     prefix = "" if forward is None else "model."
     program = export(model, example_input, forward)
     walk = _walked(model, program, prefix, unknown, spiking_input)
@@ -646,7 +675,8 @@ def _finish(walk: Walk, found: Found, selection: _Selection, nodes: Iterable[Any
             next(iter(walk.loops)),
         )
     nodes = list(nodes)
-    layout = _Layouts(walk.time_marks, num_steps, _steps(walk, nodes, num_steps), _sample_marks(walk, nodes))
+    samples = _sample_marks(walk, nodes)
+    layout = _Layouts(walk.time_marks, num_steps, _steps(walk, nodes, num_steps), frozenset(samples))
     layers = tuple(_layer(calls, found, layout) for calls in _executions(walk.layers, layout))
     _check_loops(layers, layout.steps)
     _check_in_time(layers, layout.steps)
@@ -682,14 +712,16 @@ def _finish(walk: Walk, found: Found, selection: _Selection, nodes: Iterable[Any
             if call.call == 0 or call.name not in walk.loops
         ),
         num_steps=num_steps,
+        batch_axis=max(samples.values(), default=0),
         ignored=tuple(layer.weight for layer in layers if selection.keeps([layer.name])),
     )
 
 
-def _sample_marks(walk: Walk, nodes: Iterable[Any]) -> frozenset[str]:
-    """The marks of the inputs' axes of samples: the first, or the second where the first is time."""
+def _sample_marks(walk: Walk, nodes: Iterable[Any]) -> dict[str, int]:
+    """Mark of each input's axis of samples -> that axis: the first, or the second where the first is time."""
     inputs = [node.name for node in nodes if node.op == "placeholder"]
-    return frozenset(f"{name}.{int(f'{name}.0' in walk.time_marks)}" for name in inputs)
+    axes = {name: int(f"{name}.0" in walk.time_marks) for name in inputs}
+    return {f"{name}.{axis}": axis for name, axis in axes.items()}
 
 
 def _reshaped_at(walk: Walk, found: Found, name: str) -> tuple[str, ...]:

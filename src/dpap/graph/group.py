@@ -201,6 +201,8 @@ class Graph:
     neurons: tuple[NeuronSite, ...]
     num_steps: int
     """T; 1 for a network without time."""
+    batch_axis: int = 0
+    """Axis of the samples in the model's input: 1 where the input itself is (T, B, ...)."""
     ignored: tuple[str, ...] = ()
     """What `ignore=` or `only=` left out: tensor names."""
 

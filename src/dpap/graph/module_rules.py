@@ -162,29 +162,44 @@ def _plif(module: PLIF) -> None:
 HEADS = ("num_heads", "heads", "n_heads", "num_attention_heads")
 HEAD_DIM = ("head_dim", "dim_head", "attention_head_size")
 ALL_HEADS = ("attn_dim", "inner_dim", "all_head_dim", "all_head_size")
-QUERIES = ("qkv", "to_qkv", "q_proj", "to_q", "q", "query")
+QUERIES = {
+    **dict.fromkeys(("qkv", "to_qkv", "qkv_conv_bn"), 3),
+    "qk_conv_bn": 2,
+    **dict.fromkeys(("q_proj", "to_q", "q", "query", "q_conv"), 1),
+}
+"""Name of the layer that makes the queries -> how many of queries, keys and values it makes."""
 
 
 def _named(module: nn.Module, names: Iterable[str], kind: type[Any]) -> str | None:
     return next((name for name in names if isinstance(getattr(module, name, None), kind)), None)
 
 
+def _query_rows(module: nn.Module) -> int | None:
+    """Rows of queries; None: no layer makes them. The layer may stand first in a container, before its norm."""
+    for name, stacked in QUERIES.items():
+        layer = getattr(module, name, None)
+        layer = next(layer.children(), None) if isinstance(layer, nn.Sequential) else layer
+        if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            return layer.weight.shape[0] // stacked
+    return None
+
+
 def _is_attention(module: nn.Module) -> bool:
-    return all(
-        _named(module, names, kind) for names, kind in ((HEADS, int), (HEAD_DIM, int), (QUERIES, nn.Linear))
-    ) and not isinstance(module, nn.MultiheadAttention)
+    named = _named(module, HEADS, int) and _named(module, HEAD_DIM, int)
+    return bool(named) and _query_rows(module) is not None and not isinstance(module, nn.MultiheadAttention)
 
 
 @structure_rule(_is_attention)
 def _attention(module: Any) -> None:
-    """Attention written with layers of its own, as in timm: the number of heads follows, their size stays."""
-    heads, size, query = _named(module, HEADS, int), _named(module, HEAD_DIM, int), _named(module, QUERIES, nn.Linear)
+    """Attention written with layers of its own, as in timm and SpikingJelly: the number of heads follows, their size
+    stays; where the rows are no whole heads, each head lost the same places (attention without a product of heads)."""
+    heads, size, rows = _named(module, HEADS, int), _named(module, HEAD_DIM, int), _query_rows(module)
     assert heads is not None
     assert size is not None
-    assert query is not None
-    rows, dense = getattr(module, query).weight.shape[0], getattr(module, heads) * getattr(module, size)
-    left = rows // (3 if "qkv" in query else 1) // getattr(module, size)
+    assert rows is not None
+    dense = getattr(module, heads) * getattr(module, size)
+    whole = rows % getattr(module, size) == 0
+    setattr(module, heads if whole else size, rows // getattr(module, size if whole else heads))
     for name in ALL_HEADS:
         if getattr(module, name, None) == dense:
-            setattr(module, name, left * getattr(module, size))
-    setattr(module, heads, left)
+            setattr(module, name, rows)

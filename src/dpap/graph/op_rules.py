@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpap.errors import DPAPError
+from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import channel_tensors, neuron_info
 from dpap.graph.front import (
     Value,
@@ -60,7 +60,12 @@ def apply_rule(walk: Walk, node: Any, values: dict[Any, Any]) -> Any:
     kwargs = torch.fx.node.map_aggregate(node.kwargs, known)
     rule = OP_RULES.get(str(node.target))
     if rule is not None:
-        return rule(walk, node, *args, **kwargs)
+        with refusing(
+            f"The rule of the operator {node.target} does not take this use of it",
+            where=model_line(node.stack_trace),
+            fix="write this line otherwise, and please report it: the rule should take all that PyTorch does.",
+        ):
+            return rule(walk, node, *args, **kwargs)
     return _without_rule(walk, node, torch.utils._pytree.tree_leaves((args, kwargs)))
 
 

@@ -188,9 +188,12 @@ def make_groups(units: Units, rows: Mapping[str, IntArray], parameters: Mapping[
     found.group_of, found.unit_of = found.group_of[roots], found.unit_of[roots]
 
     slices = _slices(units, found, [len(own) for own in members], parameters)
+    drivers: dict[int, str] = {}
+    for weight, ids in rows.items():
+        drivers.setdefault(int(found.group_of[ids[0]]), weight)
     taken: set[str] = set()
-    for number, own, pieces in zip(numbers, members, slices, strict=True):
-        weight = next((p.tensor for p, produces in pieces if produces and p.tensor in rows), pieces[0][0].tensor)
+    for n, (number, own, pieces) in enumerate(zip(numbers, members, slices, strict=True)):
+        weight = next((p.tensor for p, produces in pieces if produces and p.tensor in rows), drivers[n])
         name = weight.rpartition(".")[0] or weight
         while name in taken:
             name += "'"

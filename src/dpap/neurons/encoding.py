@@ -65,5 +65,8 @@ def over_time(module: Callable[[Tensor], Tensor], x: Shaped[Tensor, "given B *N"
     >>> over_time(nn.Linear(3, 5), torch.zeros(4, 2, 3)).shape
     torch.Size([4, 2, 5])
     """
-    flat = module(x.flatten(0, 1))
+    flat = x.flatten(0, 1)
+    if torch.compiler.is_exporting():  # a view's strides would tie the exported graph to this size of batch
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    flat = module(flat)
     return flat.view(-1, x.shape[1], *flat.shape[1:])  # -1: a network with dead steps may take fewer than it answers

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpap.errors import DPAPError
+from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import independent_copy, replace_neurons, unlisted
 from dpap.graph.front import Forward, model_line
 from dpap.graph.group import Graph, UnitGroup
 from dpap.hooks import OwnHook
+from dpap.pruning.draws import same_draws
 from dpap.pruning.mask import dead_masks
 from dpap.pruning.slice import Alive, Present, cut, put, tensor_of
 from dpap.timing import TimeGraph, proven, without_timing
@@ -61,7 +62,7 @@ def _analogue(x: Tensor) -> Tensor:
 
 
 def trial_cut(model: nn.Module, graph: Graph, example_input: Any, forward: Forward | None = None) -> None:
-    """Cut half the units of every group of a copy and compare it with the masked copy, before any training.
+    """Cut a half or a third of the units of every group of a copy and compare with the masked copy, before any training.
 
     Hard-coded shapes in a user's forward cannot be seen in a graph; here they show.
 
@@ -70,7 +71,14 @@ def trial_cut(model: nn.Module, graph: Graph, example_input: Any, forward: Forwa
     """
     prunable = [g for g in graph.groups if g.protected is None and g.units > 1]
     example = two_samples(graph, example_input)
-    with unlisted(model):
+    with (
+        unlisted(model),
+        refusing(
+            f"This {type(model).__name__} does not run in evaluation mode on two samples of the example input",
+            fix="give an example input of two samples or more, of the shape that the model is trained on; the model "
+            "must also take other sizes of batch.",
+        ),
+    ):
         if prunable and (problem := _problem(model, graph, _half(graph, [g.name for g in prunable]), example, forward)):
             for group in prunable:
                 own = _problem(model, graph, _half(graph, [group.name]), example, forward)
@@ -92,15 +100,17 @@ def _refuse(groups: Sequence[UnitGroup], problem: tuple[str, str]) -> None:
 
 
 def _half(graph: Graph, names: list[str]) -> dict[str, Tensor]:
-    """Every second unit dead, so that a wrong order of entries shows: at least one, never all."""
-    return {g.name: torch.arange(g.units) % 2 == 1 for g in graph.groups if g.name in names}
+    """Every second or third unit dead, so that a wrong order of entries shows: at least one, never all. Neighbours lose
+    different shares: a shape of the user's that ties two widths by a number would fit if both were halved."""
+    chosen = [g for g in graph.groups if g.name in names]
+    return {g.name: torch.arange(g.units) % (2 + n % 2) != 0 for n, g in enumerate(chosen)}
 
 
 def _problem(
     model: nn.Module, graph: Graph, alive: Alive, example: Any, forward: Forward | None
 ) -> tuple[str, str] | None:
     """What goes wrong with a cut, and in which line; None if it equals the masked network."""
-    call = forward or (lambda module, batch: module(batch))
+    call = _caller(forward)
     with torch.no_grad():
         # without neurons there is nothing to replace, and the second comparison would be the first again
         for analogue in (True, False) if graph.neurons else (False,):
@@ -136,7 +146,7 @@ def differing(model: nn.Module, small: nn.Module, example: Any, forward: Forward
 
     Neurons are replaced by smooth functions: a spike flips with the order of a sum.
     """
-    call = forward or (lambda module, batch: module(batch))
+    call = _caller(forward)
     with torch.no_grad(), unlisted(model):
         pair = [_prepared(model, None), small.eval()]
         for module in pair:
@@ -150,7 +160,7 @@ def differing(model: nn.Module, small: nn.Module, example: Any, forward: Forward
 
 def proven_steps(model: nn.Module, times: TimeGraph, example: Any, forward: Forward | None) -> TimeGraph:
     """What may be left out at dead time steps, tried on a copy with smooth neurons, in float64 where it takes that."""
-    call = forward or (lambda module, batch: module(batch))
+    call = _caller(forward)
     with torch.no_grad(), unlisted(model):
         for dtype in (torch.float64, None):
             copied, batch = _uneven(_prepared(model, dtype)), _cast(example, dtype)
@@ -163,6 +173,16 @@ def proven_steps(model: nn.Module, times: TimeGraph, example: Any, forward: Forw
                 continue  # a forward that insists on its own precision
             return proven(copied, times, partial(_answer, call, batch))
     raise AssertionError("one of the two precisions answers or raises")
+
+
+def _caller(forward: Forward | None) -> Forward:
+    """The answer of a network to a batch; whatever it draws at random is the same in every network."""
+
+    def call(module: nn.Module, batch: Any) -> Any:
+        with same_draws():
+            return module(batch) if forward is None else forward(module, batch)
+
+    return call
 
 
 def _answer(call: Forward, batch: Any, model: nn.Module) -> Any:
@@ -200,8 +220,7 @@ def two_samples(graph: Graph, example: Any) -> Any:
     """Two samples of a batch, where it is one tensor: one could hide an order, more cost time."""
     if not isinstance(example, Tensor) or not graph.layers:
         return example
-    first = next((layer.pre for layer in graph.layers if layer.pre is not None), None)
-    axis = 1 if first is not None and first.layout in ("T,B", "T*B") and example.dim() > 2 and not first.constant else 0
+    axis = graph.batch_axis
     if example.shape[axis] == 1:
         return torch.cat([example, example], axis)
     return example.narrow(axis, 0, 2)
