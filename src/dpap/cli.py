@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeRem
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from dpap.config import Config, override, read_config
+from dpap.config import Config, override
 from dpap.data.events import EVENT_SOURCES
 from dpap.data.events.status import event_status, fetch_events, verify_events
 from dpap.data.sources import SOURCES
@@ -31,7 +31,7 @@ from dpap.errors import DPAPError, unknown_name
 from dpap.find_model import find_model
 from dpap.inspect import inspect as inspect_model
 from dpap.inspect import tables
-from dpap.recipes import DEFAULT_RECIPE, RECIPES, recipe
+from dpap.recipes import DEFAULT_RECIPE, RECIPES, config_of_file, recipe
 from dpap.report.compare import compare_runs
 from dpap.report.compare_page import write_comparison
 from dpap.report.compare_table import comparison_table
@@ -271,7 +271,7 @@ def main() -> None:
 
 
 def _config(name: str) -> Config:
-    return read_config(Path(name)) if name.endswith(".toml") else recipe(name)
+    return config_of_file(Path(name)) if name.endswith(".toml") else recipe(name)
 
 
 def _setting(text: str) -> tuple[str, str]:

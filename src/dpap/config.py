@@ -18,7 +18,7 @@ from dpap.data import DATASETS, EVENTS, NEED_PATH, EventSettings
 from dpap.data.encoding import ENCODINGS
 from dpap.errors import DPAPError, unknown_name
 from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, settings_of
-from dpap.rules import RULES
+from dpap.rules import KINDS, RULES
 from dpap.scores import SCORES, TIME_SCORES
 
 T = TypeVar("T")
@@ -359,6 +359,9 @@ class DevelopmentConfig(Section):
     replay: str | None = None
     """Folder of a finished run: as many die of each layer at each step as there, and the scores say who. The record
     takes the place of the target, which is set to none."""
+    prune: str | None = choice(None, "choice", tuple(KINDS))
+    """What may be pruned: "units", "synapses" or "both"; none: both, but units alone for a target of macs, parameters
+    or latency without connectivity."""
     target: TargetConfig = field(default_factory=TargetConfig)
 
     def __post_init__(self) -> None:
@@ -367,7 +370,7 @@ class DevelopmentConfig(Section):
             object.__setattr__(self, "target", TargetConfig())
         if self.start >= self.stop:
             raise bad_value(self.key("start"), self.start, f"below {self.key('stop')} = {self.stop}")
-        for name in (*OF_THE_DEFAULT, "replay"):
+        for name in (*OF_THE_DEFAULT, "replay", "prune"):
             if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
         for name in ("pairs", "steps"):
@@ -469,17 +472,51 @@ def _change(config: Config, tree: dict[str, Any], key: str, text: str) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """The config of a TOML file."""
+    """The config of a run folder; a setting that is newer than the file takes its default."""
+    return checked(read_toml(path), path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DPAPError(f"The config cannot be read: {error.strerror}.", where=str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DPAPError(f"The config is not valid TOML: {error}.", where=str(path), fix="correct that line") from error
+
+
+def checked(values: Mapping[str, Any], path: Path) -> Config:
+    """The config of these values, read from that file."""
     try:
         return from_dict(values)
     except DPAPError as error:
         raise DPAPError(error.what, where=f"{error.where} in {path}", fix=error.fix) from error
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with others in their place."""
+    out = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def missing_settings(values: Mapping[str, Any], config: Config) -> list[str]:
+    """The settings that apply to a config and that the values it was made of leave out."""
+    return [key for key in _leaves(to_dict(config)) if key not in _leaves(values) and key not in LATER]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in values.items():
+        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return found
+
+
+LATER = ("recipe", "development.prune")
+"""Settings that a complete file may leave out: files of earlier versions are complete without them."""
 
 
 def to_dict(config: Section) -> dict[str, Any]:

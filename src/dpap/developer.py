@@ -19,13 +19,25 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from dpap.checks import (
+    check_example,
+    check_processes,
+    check_unclaimed,
+    named_target,
+    optimizers_of,
+    restricted,
+    settings_differ,
+    shortfalls,
+)
 from dpap.development import DevelopmentReport, Notes, reported
 from dpap.errors import DPAPError
 from dpap.graph.adapters import enlist
 from dpap.graph.front import Forward, Pattern, Unknown, find_groups
 from dpap.graph.group import Layer
-from dpap.observe import Observer
+from dpap.hooks import OwnHook
+from dpap.observe import Observer, Seen
 from dpap.plasticity import Kind, Stats
+from dpap.processes import agree, world
 from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed, scheduled
 from dpap.pruning.compact import compacted, proven_steps, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
@@ -33,12 +45,13 @@ from dpap.pruning.pace import Pace
 from dpap.pruning.pairs import TIME_METRICS
 from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers
 from dpap.replay import Deaths
-from dpap.rules import Rule, Sums, costly_sums, resolve
+from dpap.rules import Prune, Rule, costly_sums, resolve
 from dpap.schedule import RateWatch, Schedule
 from dpap.scores import Score, needs
 from dpap.survival import Clock, grow, survival_step, uninformed
 from dpap.temporal import Temporal, TimeDecision, check_mode, time_part
 from dpap.timing import Mode, time_graph, timing_of
+from dpap.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +97,8 @@ class DPAP:
             "pairs" (of living units and steps) and "steps" (of layers). Without a target, how much dies emerges.
             The latency is that of one forward pass of `example_input` in evaluation mode; it is measured, so that two
             runs of the same seed need not be equal.
+        prune: What may be pruned: "units" (channels and neurons), "synapses" (single connections) or "both". By default
+            both, but for a target of macs, parameters or latency alone, which only whole units bring down: units.
         score: What a unit or synapse is worth to its siblings: a name of `dpap.scores.SCORES`, or a function of
             `dpap.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
         start: Share of the run after which deaths begin.
@@ -130,6 +145,7 @@ class DPAP:
         total_steps: int,
         rule: str | Rule = "dpap",
         target: Mapping[str, float] | None = None,
+        prune: Prune | None = None,
         score: Score | str | None = None,
         start: float = 0.10,
         stop: float = 0.50,
@@ -150,7 +166,10 @@ class DPAP:
         if shrink not in ("auto", "never", "always"):
             raise DPAPError(f"shrink={shrink!r}.", fix='choose "auto", "never" or "always".')
         check_bare(model)
-        self.rule = resolve(rule, score=score)
+        check_unclaimed(model)
+        check_example(example_input)
+        target = named_target(target)
+        self.rule = restricted(resolve(rule, score=score), prune, target)
         check_mode(time, self.rule)
         if timing_of(model) is not None:
             raise DPAPError(
@@ -168,8 +187,10 @@ class DPAP:
             windowed=self.rule.windowed,
         )
         self.model, self.seed = model, seed
-        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self.optimizers = optimizers_of(optimizer)
         self.shrink: Shrink = shrink if self.rule.permanent else "never"
+        self._process, self._processes = world()
+        check_processes(self._processes, self.rule, self.shrink)
         if self.shrink != "never":
             check_optimizers(self.optimizers)
         self.graph = find_groups(
@@ -205,12 +226,14 @@ class DPAP:
         self._temporal = self._timed(time, time_target, copies, example, forward, _sum_dtype(parameters))
         self.replay = self._checked_replay(replay)
         self._dense = {metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")}
-        self._arrivals: dict[str, Tensor] = {}
         self._exchange = 1.0
         """Share of MACs / share of latency, as last measured."""
 
         self._masks = MaskKeeper(model, self.optimizers, copies)
         self._shrinker = Shrinker(model, self.graph, self.optimizers, copies, example, forward)
+        self._load_guard = model.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            OwnHook(self._shrinker.refuse_dense)
+        )
         self._pace = None
         if "latency" in self.target:
             self._pace = Pace(
@@ -221,14 +244,23 @@ class DPAP:
                 macs=self._dense["macs"],
             )
             self._pace.check(account, set(self.rule.kinds), self._shrinker.present)
-        self._timed_layers = set() if self._temporal is None else self._temporal.layers
-        self._sums: dict[tuple[str, int], Sums] = {}
         self._parameters = parameters
+        self._window = self._seen = Window(
+            rule=self.rule,
+            num_steps=self.graph.num_steps,
+            layers=self._layers,
+            devices={layer.weight: parameters[layer.weight].device for layer in self._layers},
+            dtype=_sum_dtype(parameters),
+            pairs=frozenset(self.synapse_masks),
+            timed=frozenset() if self._temporal is None else frozenset(self._temporal.layers),
+            arriving=frozenset(x.weight for x in self._layers if "sops" in self.target and x.spike_divisor is not None),
+        )
         self._observer = Observer(
             model,
             self.graph,
             self._layers,
             self._add,
+            lambda reason: self._window.skip(reason),
             mean_positions=self.rule.mean_positions,
             rectify=self.rule.rectify,
             weigh_arrivals="sops" in self.target,
@@ -243,8 +275,41 @@ class DPAP:
         self._blocks = 0
         self._passes = 0
         """Blocks of `observing()` in the whole run."""
+        self._moved = (0, self._writes(), 0)
+        """Steps of the optimizers and writes of the weights at the last development step, and whether the latter were
+        not theirs."""
         self._watching = self.schedule.watches_after(0)
         self._rate = RateWatch(self.schedule, self.optimizers)
+        agree(
+            [str(self._settings()), str({name: tuple(p.shape) for name, p in parameters.items()})],
+            self._device,
+            DPAPError(
+                "The processes made DPAP with different arguments or of different models.",
+                fix="make the same model and the same DPAP in all of them.",
+            ),
+        )
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._parameters.values())).device
+
+    def _settings(self) -> dict[str, Any]:
+        """What a run is, beside its network: a saved state of another one is refused, and so are unlike processes."""
+        s, end = self.schedule, Clock(progress=1, elapsed=0, start=0, stop=1, memory=self.schedule.memory, epoch=0)
+        return {
+            "rule": self.rule.name,
+            "total_steps": s.total_steps,
+            "start": s.start,
+            "stop": s.stop,
+            "memory": s.memory,
+            "development_steps": s.development_steps,
+            "observe_every": s.observe_every,
+            "seed": self.seed,
+            "prune": " and ".join(sorted(self.rule.kinds)),
+            "score": getattr(self.rule.score, "__qualname__", type(self.rule.score).__name__),
+            "levels": ", ".join(f"{kind} {self.rule.level(kind, end):g}" for kind in sorted(self.rule.kinds)),
+            "target": ", ".join(f"{metric} {share:g}" for metric, share in sorted(self.target.items())) or "none",
+        }
 
     @property
     def pairs(self) -> dict[str, Tensor]:
@@ -373,44 +438,11 @@ class DPAP:
             if wanted:
                 self._observer.finish(complete=complete)
 
-    @torch.no_grad()
-    def _add(self, layer: Layer, pre: Tensor, post: Tensor, arrivals: Tensor | None) -> None:
-        """Account for one pass of one layer."""
-        key = (layer.weight, layer.call)
-        if key not in self._sums:
-            self._sums[key] = self._new_sums(layer, post.dtype, post.device)
-        weights = self.rule.trace_weights(self.graph.num_steps)
-        first = self.rule.input_weights(self.graph.num_steps) if not layer.in_group else weights
-        living = self._living_inputs(layer).to(post.device)
-        if self.rule.permanent:  # what dead units emit counts nowhere, whether they are still in the tensors or not
-            pre = pre.to(post) * living
-            post = post * self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(post)
-        with torch.autocast(post.device.type, enabled=False):  # the products below would be taken in bf16
-            self._sums[key].add(pre.to(post), post, living, first, weights)
-        if arrivals is not None:
-            total = self._arrivals.setdefault(layer.weight, torch.zeros_like(arrivals))
-            total += arrivals
-
-    def _new_sums(self, layer: Layer, dtype: torch.dtype, device: torch.device) -> Sums:
-        needed = costly_sums(self.rule)
-        return self.rule.new_sums(
-            len(layer.out_units),
-            len(layer.in_unit),
-            pairs=layer.weight in self.synapse_masks and "pairs" in needed,
-            dtype=dtype,
-            device=device,
-            **({"stdp": True} if "stdp" in needed else {}),
-            **({"num_steps": self.graph.num_steps} if (layer.weight, layer.call) in self._timed_layers else {}),
-        )
-
-    def _living_inputs(self, layer: Layer) -> Tensor:
-        """(I,): whether the unit behind each input entry is alive; what is no unit counts as alive."""
-        living = torch.ones(len(layer.in_unit), dtype=torch.bool)
-        if self.rule.permanent:
-            for n, name in enumerate(layer.in_group):
-                mine = torch.from_numpy(layer.in_owner == n)
-                living[mine] = self.alive[name][torch.from_numpy(layer.in_unit)[mine]]
-        return living
+    def _add(self, seen: Sequence[Seen]) -> None:
+        """Account for one pass."""
+        for layer, pre, post, arrivals in seen:
+            self._window.add(layer, pre, post, arrivals, self.alive)
+        self._window.passes += 1
 
     # developing ---------------------------------------------------------------------------------------------------
 
@@ -430,18 +462,75 @@ class DPAP:
             )
         self.steps_taken += 1
         self._rate.after(self.steps_taken)
-        if not self.schedule.develops_at(self.steps_taken):
-            return None
-        report = self._commit(self._decide()) if self._watching else None
-        if report is not None:
-            self._shrink_if_due()
-        self._last, self._blocks = self.steps_taken, 0
-        self._watching = self.schedule.watches_after(self.steps_taken)
+        report = None
+        if self.schedule.develops_at(self.steps_taken):
+            self._check_world()
+            if self._watching:
+                self._check_optimizers()
+                decision = self._decide()
+                self._agree_on(decision)
+                report = self._commit(decision)
+                self._shrink_if_due()
+                self._moved = (self._masks.steps, self._writes(), self._moved[2])
+            self._last, self._blocks = self.steps_taken, 0
+            self._watching = self.schedule.watches_after(self.steps_taken)
+        if self.steps_taken == self.total_steps:
+            self._warn_of_shortfalls("The run is over")
         return report
+
+    def _check_world(self) -> None:
+        if world() != (self._process, self._processes):
+            raise DPAPError(
+                f"There are {world()[1]} processes; DPAP was made when there were {self._processes}.",
+                fix="call torch.distributed.init_process_group before DPAP is made.",
+            )
+
+    def _check_optimizers(self) -> None:
+        """Weights that move without a step of our optimizers: another one would move what is pruned, and keep state of
+        old widths."""
+        steps, writes, strangers = self._moved
+        moved_by_others = self._masks.steps == steps and self._writes() != writes
+        if moved_by_others and strangers:
+            raise DPAPError(
+                "The weights change, and none of the optimizers given to DPAP makes a step.",
+                where=self._position,
+                fix="keep the optimizer that DPAP was made with (change its param_groups for another learning rate); "
+                "to train on with another one, close() this DPAP and make a new one.",
+            )
+        self._moved = (self._masks.steps, writes, int(moved_by_others))
+
+    def _writes(self) -> int:
+        """How often parameters were written, as PyTorch counts; zeros that are written again do not count."""
+        return sum(p._version for p in self._masks.parameters.values())
+
+    def _agree_on(self, decision: _Decision) -> None:
+        time = {} if decision.time is None else decision.time.pairs
+        agree(
+            [*decision.alive.values(), *decision.synapses.values(), *time.values()],
+            self._device,
+            DPAPError(
+                "The processes would prune differently, so their networks are not the same; nothing was pruned.",
+                where=self._position,
+                fix="wrap the model in DistributedDataParallel, which starts all processes from the same weights and "
+                "keeps them so, and do not change weights in one process alone.",
+            ),
+        )
+
+    def _warn_of_shortfalls(self, when: str) -> None:
+        asked = {m: share for m, share in self.target.items() if m not in ("sops", "latency")}
+        account = self._account()
+        there = {metric: account.count(metric) / self._dense[metric] for metric in asked}
+        if self._temporal is not None:
+            asked |= self._temporal.target
+            there |= dict(zip(("pairs", "steps"), self._temporal.shares(self.alive), strict=True))
+        broken = [name for name, p in self._parameters.items() if not bool(p.isfinite().all())]
+        stop = self.schedule.stop if self.rule.windowed else 0.0
+        for line in shortfalls(self.steps_taken, self.total_steps, stop, asked, there, broken):
+            log.warning("%s: %s.", when, line)
 
     def preview(self) -> DevelopmentReport:
         """What a development step would do now, at the level of now and with what this window saw; changes nothing."""
-        if not self._sums or not self._watching:
+        if not self._window.passes or not self._watching:
             raise DPAPError(
                 "Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing()."
             )
@@ -451,6 +540,8 @@ class DPAP:
     def _decide(self) -> _Decision:
         """Score, grow, survive, and take the victims on paper; nothing of the object changes."""
         clock = self.schedule.clock(self.steps_taken, last=self._last, developments=self._developments)
+        self._seen = self._window.pooled()
+        self._seen.check(where=self._position)
         notes = Notes()
         survival, use = dict(self.survival), {}
         synapse_survival, synapse_use = dict(self.synapse_survival), {}
@@ -495,7 +586,7 @@ class DPAP:
         alive, masks = self._outcome(taker)
         timed = None
         if self._temporal is not None:
-            timed = self._temporal.decide(alive, self._observed_sums, clock, warn=notes.warnings.append)
+            timed = self._temporal.decide(alive, self._seen.of, clock, warn=notes.warnings.append)
         report = reported(
             taker,
             notes,
@@ -527,7 +618,7 @@ class DPAP:
                     f"{layer.name}: no unit stands out in this window (all scores are 0); all count alike"
                 )
             if self.rule.windowed:
-                active = self._sums[(layer.weight, layer.call)].sums["y"].cpu() > 0
+                active = self._seen.of(layer).sums["y"].cpu() > 0
                 stuck = int((alive & (per_unit == 0))[torch.from_numpy(layer.out_units)][active].sum())
                 if stuck:
                     notes.at_threshold[name] = notes.at_threshold.get(name, 0) + stuck
@@ -581,19 +672,8 @@ class DPAP:
         mask = self.synapse_masks[layer.weight]
         return mask if self.rule.permanent else torch.ones_like(mask)
 
-    def _observed_sums(self, layer: Layer) -> Sums:
-        sums = self._sums.get((layer.weight, layer.call))
-        if sums is None or not sums.samples:
-            raise DPAPError(
-                f"No batch was observed at {layer.pre} and {layer.post} between development steps.",
-                where=f"step {self.steps_taken} of {self.total_steps}",
-                fix="run the forward pass inside `with dev.observing():`, and make DPAP before torch.compile (a "
-                "compiled model skips hooks that were added after its first call).",
-            )
-        return sums
-
     def _score(self, layer: Layer, kind: Kind, alive: Tensor) -> Tensor:
-        sums = self._observed_sums(layer)
+        sums = self._seen.of(layer)
         weight = self._dense_weight(layer.weight)
         if layer.transposed:
             weight = weight.transpose(0, 1)
@@ -619,9 +699,13 @@ class DPAP:
     def _not_finite(self, layer: Layer, what: str) -> DPAPError:
         return DPAPError(
             f"{layer.name}: the {what} NaN or infinity.",
-            where=f"step {self.steps_taken} of {self.total_steps}",
+            where=self._position,
             fix="lower the learning rate or clip gradients, and go on from the last checkpoint.",
         )
+
+    @property
+    def _position(self) -> str:
+        return f"step {self.steps_taken} of {self.total_steps}"
 
     def _account(self) -> Account:
         return Account.of(
@@ -647,11 +731,7 @@ class DPAP:
 
     def _open_arrivals(self, account: Account) -> None:
         """Spikes per sample as the window saw them; SOPs are a share of what the last window before any death spent."""
-        samples = {weight: sums.samples for (weight, _), sums in self._sums.items()}
-        account.arrivals = [
-            self._arrivals[e.weight].cpu().numpy() / samples[e.weight] if e.weight in self._arrivals else None
-            for e in account.edges
-        ]
+        account.arrivals = [self._seen.arrivals_per_sample(e.weight) for e in account.edges]
         self._dense.setdefault("sops", account.sops())
 
     def _outcome(self, taker: Taker) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -682,9 +762,8 @@ class DPAP:
                 self._update_masks()
         else:
             self._strike_weights()
-        for sums in self._sums.values():
-            sums.close()
-        self._arrivals.clear()
+        self._window = self._seen
+        self._window.close()
         self._developments += 1
         for warning in report.warnings:
             kind = warning.partition(":")[0]
@@ -702,6 +781,8 @@ class DPAP:
         if self.shrink == "always":
             self._shrink_to(self.alive)
             return
+        if self._masks.compiled and self.schedule.watches_after(self.steps_taken):
+            return  # every other width is compiled anew: once is enough, after the last development step
         passes_left = self._passes * (self.total_steps - self.steps_taken) / self.steps_taken
         units = self._shrinker.worth_keeping(self.alive, passes_left)
         if units is None:
@@ -756,6 +837,7 @@ class DPAP:
                 fix='use rule="dpap" or "paper".',
             )
         self._masks.apply()
+        self._warn_of_shortfalls("compact()")
         small = compacted(self.model, self._shrinker.present, self.alive)
         if self._temporal is not None:
             self._temporal.attach(small, self.alive, self.alive, skip=True)
@@ -779,6 +861,7 @@ class DPAP:
     def close(self) -> None:
         """Remove every hook. The zeros stay; nothing guards them any more. Dead time steps stay dead."""
         self._observer.close()
+        self._load_guard.remove()
         self._masks.close()
         if self._temporal is not None:
             self._temporal.close(self.alive, self._shrinker.present)
@@ -786,8 +869,9 @@ class DPAP:
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs: tensors, numbers and None in nested dicts."""
         return {
-            "rule": self.rule.name,
-            "total_steps": self.total_steps,
+            **self._settings(),
+            "process": self._process,
+            "processes": self._processes,
             "steps_taken": self.steps_taken,
             "last": self._last,
             "developments": self._developments,
@@ -804,8 +888,7 @@ class DPAP:
             "synapse_masks": dict(self.synapse_masks),
             "synapse_survival": dict(self.synapse_survival),
             "time": None if self._temporal is None else self._temporal.state_dict(),
-            "arrivals": {k: v.clone() for k, v in self._arrivals.items()},
-            "sums": {f"{weight}@{call}": sums.state_dict() for (weight, call), sums in self._sums.items()},
+            **self._window.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -816,25 +899,39 @@ class DPAP:
             DPAPError: The state is of another rule, run or network, or of a wider one than the model is by now; nothing
                 is changed then.
         """
-        self._check_state(state)
+        before, weights = self.state_dict(), {name: p.detach().clone() for name, p in self._parameters.items()}
+        try:
+            self._check_state(state)
+            self._load(state)
+        except Exception as error:
+            self._load(before)
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    self._parameters[name].copy_(weight)
+            if isinstance(error, DPAPError):
+                raise
+            raise DPAPError(
+                f"The saved state is damaged: {type(error).__name__}: {error}.",
+                fix="load one that was saved by state_dict() and not changed since; nothing was changed here.",
+            ) from error
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        window = self._window.loaded(state)
+        own = ("alive", "survival", "synapse_masks", "synapse_survival")
+        tensors = {
+            name: {k: state[name][k].clone().to(v.device, v.dtype) for k, v in getattr(self, name).items()}
+            for name in own
+        }
         self.steps_taken, self._last = int(state["steps_taken"]), int(state["last"])
         self._developments, self._blocks = int(state["developments"]), int(state["blocks"])
         self._passes, self._watching = int(state["passes"]), bool(state["watching"])
         self._rate.peak, self._rate.previous = float(state["peak_rate"]), float(state["previous_rate"])
         self._dense = dict(state["dense"])
         self._exchange = float(state["exchange"])
-        for own in ("alive", "survival", "synapse_masks", "synapse_survival"):
-            current = getattr(self, own)
-            setattr(self, own, {k: state[own][k].clone().to(v.device, v.dtype) for k, v in current.items()})
-        self._arrivals = {k: v.clone() for k, v in state["arrivals"].items()}
-        self._sums = {}
-        for layer in self._layers:
-            saved = state["sums"].get(f"{layer.weight}@{layer.call}")
-            if saved is not None:
-                device = self._parameters[layer.weight].device
-                sums = self._new_sums(layer, saved["y"].dtype, device)
-                sums.load_state_dict({k: v.to(device) if isinstance(v, Tensor) else v for k, v in saved.items()})
-                self._sums[(layer.weight, layer.call)] = sums
+        self._moved = (self._masks.steps, self._writes(), 0)
+        self._window = window
+        for name, found in tensors.items():
+            setattr(self, name, found)
         if self.rule.permanent:
             self._update_masks()
         if self._temporal is not None:
@@ -843,9 +940,19 @@ class DPAP:
         self._shrink_to(state["present"])
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        for key, own in (("rule", self.rule.name), ("total_steps", self.total_steps)):
-            if state.get(key) != own:
-                raise DPAPError(f"The saved state is of a run with {key} {state.get(key)!r}; this one has {own!r}.")
+        different = settings_differ(state, self._settings())
+        if different is not None:
+            raise DPAPError(
+                f"The saved state is of a run with {different}.",
+                fix="make DPAP with the arguments of the saved run, then load.",
+            )
+        place = state.get("process", 0), state.get("processes", 1)
+        if place != (self._process, self._processes) and any(s["samples"] for s in state["sums"].values()):
+            raise DPAPError(
+                f"The saved state is of process {place[0]} of {place[1]} in the middle of a window; this is process "
+                f"{self._process} of {self._processes}.",
+                fix="save and load the state of each process apart, or save right after a development step.",
+            )
         for key in ("alive", "survival", "synapse_masks", "synapse_survival"):
             here = {k: tuple(v.shape) for k, v in getattr(self, key).items()}
             saved = {k: tuple(v.shape) for k, v in state[key].items()}
@@ -869,6 +976,13 @@ class DPAP:
                     f"The saved state is of a wider network: {name} has units there that were cut here.",
                     fix="load it into a DPAP of the dense model, as it was made at the start of the run.",
                 )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise DPAPError(
+            "A DPAP cannot be pickled or copied: it holds hooks on a model and its optimizer.",
+            fix="save state_dict() with that of the model and the optimizer; for the network alone take compact() or "
+            "masked(). The model itself can be copied: a copy is free of DPAP.",
+        )
 
     def __repr__(self) -> str:
         lines = [

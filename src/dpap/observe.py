@@ -8,7 +8,7 @@ step, its calls of a pass are put together as the T steps.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -21,10 +21,10 @@ from dpap.graph.group import Graph, Layer, Site
 from dpap.hooks import OwnHook
 from dpap.pruning.slice import Present
 
-OnLayer = Callable[[Layer, Tensor, Tensor, Tensor | None], None]
-"""Receives a layer with its pre (T or 1, B, I) and post (T or 1, B, O) activity of one pass, summed or averaged over
-space; and, if asked for, (I,): spikes of the pass times the positions of the layer that read them (None where the input
-is no spikes). O and I are those of the dense network; what was cut is 0."""
+Seen = tuple[Layer, Tensor, Tensor, Tensor | None]
+"""A layer with its pre (T or 1, B, I) and post (T or 1, B, O) activity of one pass, summed or averaged over space; and,
+if asked for, (I,): spikes of the pass times the positions of the layer that read them (None where the input is no
+spikes). O and I are those of the dense network; what was cut is 0."""
 
 
 class Observer:
@@ -34,7 +34,8 @@ class Observer:
         model: Hooks are put on it until `close`.
         graph: Tells T.
         layers: What to see.
-        on_layer: Called at the end of each pass, once per layer.
+        on_pass: Called when a block ends, once for each of its passes, with all layers.
+        on_skip: Called for a pass that does not count, with the reason (`dpap.window.SKIPPED`).
         mean_positions: Average over space; else sum.
         rectify: Take the size of what may be negative.
         weigh_arrivals: Also count arriving spikes, for a target of synaptic operations.
@@ -47,7 +48,8 @@ class Observer:
         model: nn.Module,
         graph: Graph,
         layers: Iterable[Layer],
-        on_layer: OnLayer,
+        on_pass: Callable[[list[Seen]], None],
+        on_skip: Callable[[str], None],
         *,
         mean_positions: bool,
         rectify: bool,
@@ -55,7 +57,10 @@ class Observer:
         whole_block: bool,
         whole: Callable[[str, str, Tensor], Tensor] = lambda module, side, x: x,
     ) -> None:
-        self.num_steps, self.layers, self.on_layer = graph.num_steps, tuple(layers), on_layer
+        self.num_steps, self.layers, self.model = graph.num_steps, tuple(layers), model
+        self.on_pass, self.on_skip = on_pass, on_skip
+        self._passes: list[list[Seen]] = []
+        """Of this block, which may still raise."""
         self.mean_positions, self.rectify, self.whole_block = mean_positions, rectify, whole_block
         self.on, self._whole = False, whole
         self._seen: dict[Site, Tensor] = {}
@@ -114,11 +119,17 @@ class Observer:
         self._clear()
 
     def finish(self, *, complete: bool) -> None:
-        """End the block; a block that raised counts for nothing."""
+        """End the block; what a block saw that raised does not count."""
         if self.whole_block and complete:
             self._deliver()
+        passes, self._passes = self._passes, []
         self.on = False
         self._clear()
+        if not complete:
+            self.on_skip("raised")
+            return
+        for seen in passes:
+            self.on_pass(seen)
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if self._active():
@@ -204,14 +215,28 @@ class Observer:
         for site, steps in self._one_by_one.items():
             self._check_steps(len(steps), site)
             self._seen[site] = torch.cat(steps)
+        seen: list[Seen] = []
         for layer, inputs, rows in zip(self.layers, self._inputs, self._rows, strict=True):
             if layer.pre in self._seen and layer.post in self._seen:
                 pre = _spread(self._seen[layer.pre], inputs, len(layer.in_unit))
                 post = _spread(self._seen[layer.post], rows, len(layer.out_units))
                 arrived = self._arrived.get(layer.pre)
-                self.on_layer(
-                    layer, pre, post, None if arrived is None else _spread(arrived, inputs, len(layer.in_unit))
+                seen.append(
+                    (layer, pre, post, None if arrived is None else _spread(arrived, inputs, len(layer.in_unit)))
                 )
+        if not seen:
+            return
+        if not self.model.training:
+            self.on_skip("evaluation")
+        elif not _finite(seen):
+            self.on_skip("not finite")
+        else:
+            self._passes.append(seen)
+
+
+def _finite(seen: Sequence[Seen]) -> bool:
+    """Whether all activity of a pass is; asked of the device once."""
+    return bool(torch.stack([x.isfinite().all() for _, pre, post, _ in seen for x in (pre.to(post), post)]).all())
 
 
 def _calls_per_step(graph: Graph) -> dict[tuple[str, str], int]:

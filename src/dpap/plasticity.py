@@ -11,6 +11,7 @@ trace is linear, so the order does not matter). An ordinary network is the case 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -313,6 +314,12 @@ class WindowSums:
         self.samples = 0
         for tensor in self.sums.values():
             tensor.zero_()
+
+    def with_sums(self, samples: int, sums: dict[str, Tensor]) -> WindowSums:
+        """The same window with these sums over these samples, such as those of several processes."""
+        other = copy.copy(self)
+        other.samples, other.sums = samples, sums
+        return other
 
     def thresholds(self) -> tuple[Float[Tensor, " O"], Float[Tensor, " O"]]:
         """E[y] and E[y^2] of the window."""

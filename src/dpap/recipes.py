@@ -4,10 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
-from dpap.config import Config, DataConfig, DevelopmentConfig, ModelConfig, OptimizerConfig, TargetConfig
-from dpap.errors import unknown_name
+from dpap.config import (
+    Config,
+    DataConfig,
+    DevelopmentConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TargetConfig,
+    checked,
+    merged,
+    missing_settings,
+    read_toml,
+    to_dict,
+)
+from dpap.errors import DPAPError, unknown_name
 
 
 def digits_snn() -> Config:
@@ -387,6 +400,30 @@ RECIPES: Mapping[str, Callable[[], Config]] = MappingProxyType(
     }
 )
 DEFAULT_RECIPE = "digits-snn"
+
+
+def config_of_file(path: Path) -> Config:
+    """The config of a TOML file: what it says over the recipe it names; without one, it must say everything.
+
+    Raises:
+        DPAPError: The file cannot be read, a setting is wrong, or it names no recipe and leaves settings out.
+    """
+    values = read_toml(path)
+    name = values.get("recipe")
+    if isinstance(name, str) and name in RECIPES:
+        return checked(merged(to_dict(RECIPES[name]()), values), path)
+    config = checked(values, path)
+    missing = missing_settings(values, config)
+    if missing:
+        named = "names no recipe" if name is None else f"names a recipe that there is not ({name!r})"
+        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        raise DPAPError(
+            f"The file {named} and leaves {len(missing)} settings out: {shown}.",
+            where=str(path),
+            fix=f'name the recipe to start from, such as recipe = "{DEFAULT_RECIPE}" (`dpap recipes` lists them), or '
+            "give every setting, as the config.toml of a run folder does.",
+        )
+    return config
 
 
 def recipe(name: str) -> Config:

@@ -25,6 +25,13 @@ from dpap.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_we
 from dpap.scores import TIME_SCORES, Score, TimeScore, get_score, importance, needs, spine
 from dpap.survival import Clock, Link, bonus, leak, min_max, offset, percentile_scale, relative, rising_level, times
 
+Prune = Literal["units", "synapses", "both"]
+KINDS: dict[str, frozenset[Kind]] = {
+    "units": frozenset({"unit"}),
+    "synapses": frozenset({"synapse"}),
+    "both": frozenset({"unit", "synapse"}),
+}
+"""What may be pruned, by the name that a user gives it."""
 TRACE_DECAY = 0.5  # tau, paper section II
 Sums = WindowSums | SlidingSums
 

@@ -361,7 +361,7 @@ def test_what_is_observed_of_lateral_weights() -> None:
     before = np.concatenate([np.zeros((1, 5, 8)), fired[:-1]])
     events = np.abs(x.flatten(2).numpy()).mean(0)
     for layer, pre in (("neuron1.lateral.weight", mean_trace(before)), ("fc1.weight", events)):
-        sums = dev._sums[(layer, 0)].sums
+        sums = dev._window.sums[(layer, 0)].sums
         expected = slow_sums(pre, mean_trace(fired))
         for name, values in expected.items():
             np.testing.assert_allclose(sums[name].numpy(), values, rtol=1e-12, atol=1e-12, err_msg=f"{layer} {name}")
@@ -378,8 +378,8 @@ def test_a_unit_is_worth_the_mean_of_what_its_two_layers_say() -> None:
     use = dev.preview().use["fc1"].double()
     said = []
     for layer in dev.graph.layers[:2]:
-        sums = dev._sums[(layer.weight, 0)].sums
-        n = dev._sums[(layer.weight, 0)].samples
+        sums = dev._window.sums[(layer.weight, 0)].sums
+        n = dev._window.sums[(layer.weight, 0)].samples
         y, xy, xyy = (sums[name] / n for name in ("y", "total_y", "total_yy"))
         spine = ((xyy - y * xy).abs() * y).sqrt()
         said.append(8 * spine / spine.sum())
@@ -418,8 +418,8 @@ def test_a_target_of_operations_counts_what_came_one_step_late() -> None:
     with dev.observing():
         fired = spikes(model, x)["neuron1"]
     fired = fired.detach()
-    torch.testing.assert_close(dev._arrivals["neuron1.lateral.weight"], fired[:-1].sum((0, 1)))
-    torch.testing.assert_close(dev._arrivals["classifier.weight"], fired.sum((0, 1)))
+    torch.testing.assert_close(dev._window.arrivals["neuron1.lateral.weight"], fired[:-1].sum((0, 1)))
+    torch.testing.assert_close(dev._window.arrivals["classifier.weight"], fired.sum((0, 1)))
 
 
 # loops of the user ----------------------------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ def test_a_neuron_that_nobody_sees_is_seen_where_its_own_step_reads_it() -> None
     assert 0.1 < fired.mean() < 0.9
     before = mean_trace(np.concatenate([np.zeros((1, 5, 8)), fired[:-1]]))
     for name, values in slow_sums(before, mean_trace(fired)).items():
-        found = dev._sums[("back.weight", 0)].sums[name].numpy()
+        found = dev._window.sums[("back.weight", 0)].sums[name].numpy()
         np.testing.assert_allclose(found, values, rtol=1e-12, atol=1e-12, err_msg=name)
 
 

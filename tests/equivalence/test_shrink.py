@@ -481,11 +481,11 @@ class TestRefused:
             DPAP(nn.DataParallel(model), x, optimizer=optimizer, total_steps=10)
 
     def test_a_model_that_was_compiled_afterwards(self) -> None:
-        """Its guards refer weakly to the parameters. In a process of its own: the shape checker does not compile."""
+        """It shrinks once, after the last development step, since each width is compiled anew. In a process of its own:
+        the shape checker does not compile."""
         done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert "died: True" in done.stdout
-        assert "Dead units stay as zeros until compact()" in done.stderr or "shrank: True" in done.stdout
+        assert done.stdout.split() == ["[30]", "True"]
 
 
 COMPILED = """
@@ -495,10 +495,11 @@ from dpap import DPAP
 
 logging.basicConfig()
 torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3))
+model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
 optimizer = torch.optim.SGD(model.parameters(), 0.1)
-dev = DPAP(model, torch.randn(2, 8), optimizer=optimizer, total_steps=100, target={"macs": 0.4})
-compiled = torch.compile(model, backend="eager")
+dev = DPAP(model, torch.randn(2, 8), optimizer=optimizer, total_steps=60, target={"macs": 0.4})
+compiled = torch.compile(model, backend="aot_eager")
+widths = []
 for step in range(60):
     x = torch.randn(16, 8)
     with dev.observing():
@@ -506,8 +507,11 @@ for step in range(60):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    width = model[0].weight.shape[0]
     dev.step()
-print("died:", not dev.alive["0"].all(), "shrank:", model[0].weight.shape[0] < 12)
+    if model[0].weight.shape[0] < width:
+        widths.append(step + 1)
+print(widths, model[0].weight.shape[0] < 64)
 """
 
 

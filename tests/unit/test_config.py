@@ -25,7 +25,7 @@ from dpap.config import (
 from dpap.data import DATASETS, NEED_PATH
 from dpap.errors import DPAPError
 from dpap.models import MODELS, build, settings_of
-from dpap.recipes import RECIPES
+from dpap.recipes import RECIPES, config_of_file
 
 SECTIONS = (Config, DataConfig, ModelConfig, OptimizerConfig, DevelopmentConfig, TargetConfig)
 
@@ -197,6 +197,25 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DPAPError, match=r"'optimizer\.learn_rate'") as caught:
         read_config(path)
     assert str(path) in caught.value.where
+
+
+def test_a_file_that_names_a_recipe_starts_from_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('recipe = "digits-ann"\nepochs = 3\n[optimizer]\nlr = 0.01\n')
+    mine, recipe = config_of_file(path), RECIPES["digits-ann"]()
+    assert mine == dataclasses.replace(recipe, epochs=3, optimizer=dataclasses.replace(recipe.optimizer, lr=0.01))
+    assert mine.model.neuron == "relu"
+
+
+@pytest.mark.parametrize(("head", "said"), [("", "names no recipe"), ('recipe = "digit-ann"\n', "'digit-ann'")])
+def test_a_file_without_a_recipe_says_everything_or_is_refused(head: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(head + '[model]\nneuron = "relu"\nnum_steps = 1\n')
+    with pytest.raises(DPAPError, match=rf"{said}.* leaves \d+ settings out: seed, epochs"):
+        config_of_file(path)
+    whole = dataclasses.replace(RECIPES["digits-ann"](), recipe="mine")
+    path.write_text(to_toml(whole).replace('prune = "none"\n', ""))  # as a version without that setting wrote it
+    assert config_of_file(path) == whole
 
 
 def test_a_file_that_is_no_toml_or_not_there(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _analogue(x: Tensor) -> Tensor:
 
 
 def trial_cut(model: nn.Module, graph: Graph, example_input: Any, forward: Forward | None = None) -> None:
-    """Cut a half or a third of the units of every group of a copy and compare with the masked copy, before any training.
+    """Cut a half or a third of the units of every group of a copy and compare it with the masked copy before training.
 
     Hard-coded shapes in a user's forward cannot be seen in a graph; here they show.
 

@@ -66,6 +66,10 @@ class MaskKeeper:
         self.parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.optimizers = list(optimizers)
         self.copies = [_matching(copy, self.parameters) for copy in copies]
+        self.steps = 0
+        """Steps that the optimizers made."""
+        self.compiled = False
+        """Whether the model was called as a compiled one."""
         self._keep: dict[str, Tensor] = {}
         self._handles: list[Any] = [
             module.register_forward_pre_hook(OwnHook(self._before_forward)) for module in (model, *copies)
@@ -108,12 +112,15 @@ class MaskKeeper:
         self._handles.clear()
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            self.compiled = True
         self.apply()
 
     def _after_load(self, module: nn.Module, keys: Any) -> None:
         self.apply()
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.steps += 1
         self.apply()
 
     def _gradient(self, name: str, parameter: Tensor) -> None:

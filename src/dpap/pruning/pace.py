@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dpap.graph.adapters import unlisted
 from dpap.graph.front import Forward
 from dpap.metrics.latency import latency
+from dpap.processes import of_first
 from dpap.pruning.budget import Account, Candidates, Taker, fewest, out_of_reach
 from dpap.pruning.compact import compacted, restored
 from dpap.pruning.slice import Alive, Present
@@ -58,7 +59,8 @@ class Pace:
     def measure(self, account: Account, present: Present) -> float:
         """Latency of the network without the dead of the account, as a share of the dense network's."""
         alive = {g.name: torch.from_numpy(a.copy()) for g, a in zip(account.graph.groups, account.alive, strict=True)}
-        return latency_share(self.model, present, alive, self.example, self.forward)
+        share = latency_share(self.model, present, alive, self.example, self.forward)
+        return of_first(share, next(self.model.parameters()).device)  # clocks differ, decisions must not
 
     def check(self, account: Account, kinds: set[str], present: Present) -> None:
         """Whether the target can be met with every group at its floor.

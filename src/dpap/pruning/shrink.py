@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -121,6 +121,22 @@ class Shrinker:
         self.present = Present.whole(model, graph)
         self.shrinks = 0
         """How often tensors became smaller."""
+
+    def refuse_dense(self, module: nn.Module, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """To be called before weights are loaded.
+
+        Raises:
+            DPAPError: They have the widths of the dense network, and this one has lost some.
+        """
+        for name, axes in self.present.left.items():
+            saved = state.get(prefix + name)
+            if axes and isinstance(saved, Tensor) and tuple(saved.shape) == self.present.shapes[name]:
+                raise DPAPError(
+                    "These weights are of the dense network, and this one lost units while it trained.",
+                    where=f"{name}: {tuple(saved.shape)}, here {tuple(tensor_of(self.model, name).shape)}",
+                    fix="load them into a model that was built anew; to go on with a saved run, make DPAP on such a "
+                    "model, call its load_state_dict first, then load the weights that were saved with it.",
+                )
 
     def worth_keeping(self, alive: Alive, passes_left: float) -> dict[str, Tensor] | None:
         """The units that "auto" would leave in the tensors now; None: it is not worth a shrink.

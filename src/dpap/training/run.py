@@ -132,6 +132,7 @@ class Run:
             total_steps=self.config.epochs if self.every_epoch else self.total_batches,
             rule=make_rule(settings),
             target=settings.target.named(),
+            prune=cast(Any, settings.prune),
             start=settings.start,
             stop=settings.stop,
             memory=settings.memory,

@@ -1,0 +1,120 @@
+"""Several processes decide as one would: gloo on the CPU, each run in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+PROGRAM = r"""
+import json, os, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from dpap import DPAP, DPAPError
+from dpap.neurons import LIF
+
+mode, folder = sys.argv[1:]
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+count = int(os.environ.get("WORLD_SIZE", 1))
+if count > 1 and mode != "late":
+    dist.init_process_group("gloo")
+rank = int(os.environ.get("RANK", 0))
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.lif1 = nn.Linear(6, 20), LIF(v_threshold=0.3)
+        self.fc2, self.lif2 = nn.Linear(20, 16), LIF(v_threshold=0.3)
+        self.fc3 = nn.Linear(16, 3)
+    def forward(self, x):
+        return self.fc3(self.lif2(self.fc2(self.lif1(self.fc1(x))))).mean(0)
+
+torch.manual_seed(rank if mode == "apart" else 0)
+net = Net()
+STEPS = 60
+options = {
+    "dense": dict(target={"connectivity": 0.3}),
+    "time": dict(target={"sops": 0.4, "pairs": 0.6}, time="leak"),
+    "apart": dict(target={"connectivity": 0.3}),
+    "late": {},
+    "shrink": dict(shrink="auto"),
+    "paper": dict(rule="paper"),
+    "unlike": dict(target={"connectivity": 0.3 + 0.1 * rank}),
+}[mode]
+result = {}
+try:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    dev = DPAP(net, torch.rand(3, 4, 6), optimizer=optimizer, total_steps=STEPS, development_steps=30, observe_every=2,
+               memory=0.05, **{"shrink": "never", **options})
+    if mode == "late":
+        dist.init_process_group("gloo")
+    wrapped = DistributedDataParallel(net) if count > 1 and mode != "apart" else net
+    for step in range(STEPS):
+        x = 2 * torch.rand(3, 12, 6, generator=torch.Generator().manual_seed(step))
+        mine = x[:, rank::count]
+        y = mine.mean(0)[:, :3].argmax(1)
+        with dev.observing():
+            loss = nn.functional.cross_entropy(wrapped(mine), y)
+        optimizer.zero_grad(); loss.backward(); optimizer.step(); dev.step()
+    result["alive"] = {k: v.tolist() for k, v in dev.alive.items()}
+    result["synapses"] = {k: v.tolist() for k, v in dev.synapse_masks.items()}
+    result["pairs"] = {k: v.tolist() for k, v in dev.pairs.items()}
+    result["weights"] = [p.tolist() for p in net.parameters()]
+except DPAPError as error:
+    result["error"] = str(error)
+with open(os.path.join(folder, f"{rank}.json"), "w") as file:
+    json.dump(result, file)
+if dist.is_initialized():
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+
+
+def run(mode: str, folder: Path, processes: int) -> list[dict[str, Any]]:
+    folder.mkdir()
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "0", "--standalone"]
+    done = subprocess.run(
+        [sys.executable, *(launch if processes > 1 else []), str(program), mode, str(folder)],
+        capture_output=True, text=True, timeout=180, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
+
+
+@pytest.mark.parametrize("mode", ["dense", "time"])
+def test_two_processes_with_half_a_batch_each_equal_one(mode: str, tmp_path: Path) -> None:
+    first, second = run(mode, tmp_path / "two", 2)
+    (one,) = run(mode, tmp_path / "one", 1)
+    assert first == second, "the processes parted"
+    for part in ("alive", "synapses", "pairs"):
+        assert first[part] == one[part]
+    for mine, theirs in zip(first["weights"], one["weights"], strict=True):
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=1e-9, atol=1e-12)
+    dead = [flag for rows in one["synapses"].values() for row in rows for flag in row if not flag]
+    assert dead and (mode == "dense" or any(not flag for rows in one["pairs"].values() for row in rows for flag in row))
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("apart", "would prune differently"),  # nobody makes the weights of the two alike
+        ("late", "init_process_group before DPAP is made"),
+        ("shrink", 'pass shrink="never"'),
+        ("paper", "slides its threshold batch by batch"),
+        ("unlike", "different arguments"),
+    ],
+)
+def test_what_would_part_the_processes_is_refused_in_all_of_them(mode: str, message: str, tmp_path: Path) -> None:
+    results = run(mode, tmp_path / "run", 2)
+    assert all(message in result["error"] for result in results)
