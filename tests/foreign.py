@@ -60,6 +60,11 @@ def snntorch() -> ModuleType:
     return _imported("snntorch")
 
 
+def onnx() -> ModuleType:
+    _imported("onnxruntime")
+    return _imported("onnxscript")
+
+
 def torch_pruning() -> ModuleType:
     return _imported("torch_pruning")
 

@@ -58,17 +58,19 @@ def check_example(example: Any) -> None:
             )
 
 
-def check_unclaimed(model: nn.Module) -> None:
-    """Refuse a model that another DPAP observes and masks.
+def holder(model: nn.Module) -> Any:
+    """Whoever keeps hooks of ours on a model that prunes already; None for a free one."""
+    hooks = [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, OwnHook)]
+    owners = (getattr(getattr(hook.function, "__self__", None), "owner", None) for hook in hooks)
+    return next((owner for owner in owners if owner is not None), None)
 
-    Raises:
-        DPAPError: It does.
-    """
-    if any(isinstance(hook, OwnHook) and hook.function is not None for hook in model._forward_pre_hooks.values()):
-        raise DPAPError(
-            f"Another DPAP holds this {type(model).__name__}; two would undo each other's masks.",
-            fix="call close() of the first one (the zeros stay), or go on with it.",
-        )
+
+def already_held(model: nn.Module) -> DPAPError:
+    """The error for a second DPAP on one model."""
+    return DPAPError(
+        f"Another DPAP prunes this {type(model).__name__}; two would undo each other's masks.",
+        fix="call close() of the first one (the zeros stay), or go on with it; copy.deepcopy(model) is free of it.",
+    )
 
 
 def check_processes(count: int, rule: Rule, shrink: str) -> None:

@@ -8,12 +8,15 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Self
 
+import torch
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -299,7 +302,7 @@ def _interruptible(path: Path) -> Iterator[None]:
             if begun
             else "Nothing was written."
         )
-        errors.print(f"Interrupted. {then}", highlight=False, soft_wrap=True, markup=False)
+        _say(f"Interrupted. {then}")
         raise typer.Exit(130) from None
 
 
@@ -310,13 +313,15 @@ class _Display:
         self.config = config
         self.bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=6),
             TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=errors,
             disable=not errors.is_terminal,
         )
         self.tasks: dict[bool, TaskID] = {}
+        self.started: dict[bool, tuple[float, int]] = {}
+        """Run or control -> when it began, and the batches that were behind it then (more than 0 when resumed)."""
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -326,19 +331,40 @@ class _Display:
         self.bars.stop()
 
     def watch(self, now: loop.Progress) -> None:
-        name = "control" if now.control and self.config.development.rule != "none" else self.config.recipe
+        done, total = (now.epoch - 1) * now.batches + now.batch, now.epochs * now.batches
+        if now.control not in self.started:
+            self._announce(now)
+            self.started[now.control] = time.monotonic(), done
+        name = "control" if now.control else "pruned"
         text = (
-            f"epoch {now.epoch}/{now.epochs}  loss {now.loss:.4f}  accuracy {_percent(now.accuracy)}"
-            + (f"  validation {_percent(now.validation_accuracy)}" if now.validation_accuracy is not None else "")
-            + f"  connectivity {_percent(now.connectivity)}"
+            f"{now.epoch}/{now.epochs} loss {now.loss:.3f} train acc {now.accuracy:.1%}"
+            + (f" val {now.validation_accuracy:.1%}" if now.validation_accuracy is not None else "")
+            + ("" if now.control else f" left {now.connectivity:.1%}")
         )
         if self.bars.disable:
             if now.batch == now.batches and (now.epoch % -(-now.epochs // 10) == 0 or now.epoch == now.epochs):
-                errors.print(f"{name}  {text}", highlight=False, soft_wrap=True, markup=False)
+                began, before = self.started[now.control]
+                seconds = (time.monotonic() - began) / max(done - before, 1) * (total - done)
+                _say(f"{name} epoch {text}, {timedelta(seconds=round(seconds))} to go")
             return
         if now.control not in self.tasks:
-            self.tasks[now.control] = self.bars.add_task(name, total=now.epochs * now.batches, text="")
-        self.bars.update(self.tasks[now.control], completed=(now.epoch - 1) * now.batches + now.batch, text=text)
+            self.tasks[now.control] = self.bars.add_task(name, total=total, text="")
+        self.bars.update(self.tasks[now.control], completed=done, text=text)
+
+    def _announce(self, now: loop.Progress) -> None:
+        """What is about to be trained, on what; the first run also says what comes after it."""
+        config = self.config
+        if now.control:
+            _say(f"The unpruned control: the same {now.epochs} epochs, batches and first weights.")
+            return
+        threads = f", CPU threads: {torch.get_num_threads()}" if config.device == "cpu" else ""
+        after = " Then its unpruned control." if config.control and config.development.rule != "none" else ""
+        _say(f"{config.recipe}: {now.parameters:,} parameters, {now.samples:,} training samples of {config.data.name}.")
+        _say(f"{now.epochs} epochs on {config.device}{threads}; left: connections of the dense network.{after}")
+
+
+def _say(text: str) -> None:
+    errors.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _report(run: Path) -> None:
@@ -358,16 +384,38 @@ def _table(done: Evaluation) -> Table:
     if done.control is not None:
         table.add_column("unpruned control", justify="right")
         table.add_column("ratio", justify="right")
-    for name, show, value in ROWS:
-        results = [done.result] if done.control is None else [done.result, done.control]
-        values = [value(result) for result in results]
-        if all(number is None for number in values):
+    for name, show, mine, theirs in _rows(done):
+        values = [mine] if done.control is None else [mine, theirs]
+        if not any(values):  # a network without spikes has no synaptic operations
             continue
         cells = ["" if number is None else show(number) for number in values]
         if done.control is not None:
             cells.append(_compared(name, values))
         table.add_row(name, *cells)
     return table
+
+
+Row = tuple[str, Callable[[float], str], float | None, float | None]
+
+
+def _rows(done: Evaluation) -> list[Row]:
+    """Name, how it is shown, of this run, of its control."""
+    rows: list[Row] = [
+        (name, show, value(done.result), None if done.control is None else value(done.control))
+        for name, show, value in ROWS
+    ]
+    folder = RunFolder(done.path)
+    small, dense = (_kilobytes(of.model_path) for of in (folder, RunFolder(folder.control_path)))
+    rows.append(("saved network (KB)", _whole, small, dense))
+    # Of one measurement, in turns: two that lie minutes apart would compare the machine's moods.
+    result, batch = done.result, done.result.latency_batch
+    rows.append((f"latency (ms, batch of {batch})", _tenths, result.latency_ms, result.dense_latency_ms))
+    rows.append(("training (s)", _tenths, result.seconds, None if done.control is None else done.control.seconds))
+    return rows
+
+
+def _kilobytes(model: Path) -> float | None:
+    return sum(file.stat().st_size for file in model.iterdir()) / 1000 if model.is_dir() else None
 
 
 def _compared(name: str, values: list[float | None]) -> str:
@@ -385,6 +433,10 @@ def _whole(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def _tenths(value: float) -> str:
+    return f"{value:,.1f}"
+
+
 ACCURACY = "test accuracy"
 ROWS: tuple[tuple[str, Callable[[float], str], Callable[[ResultLine], float | None]], ...] = (
     (ACCURACY, _percent, lambda r: r.test_accuracy),
@@ -393,6 +445,5 @@ ROWS: tuple[tuple[str, Callable[[float], str], Callable[[ResultLine], float | No
     ("parameters", _whole, lambda r: r.parameters),
     ("MACs per sample", _whole, lambda r: r.macs),
     ("SOPs per sample", _whole, lambda r: r.synops),
-    ("energy per sample (nJ, est.)", lambda value: f"{value:,.1f}", lambda r: r.energy_pj / 1000),
-    ("training (s)", lambda value: f"{value:.1f}", lambda r: r.seconds),
+    ("energy per sample (nJ, est.)", _tenths, lambda r: r.energy_pj / 1000),
 )

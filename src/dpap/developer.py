@@ -20,9 +20,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from dpap.checks import (
+    already_held,
     check_example,
     check_processes,
-    check_unclaimed,
+    holder,
     named_target,
     optimizers_of,
     restricted,
@@ -166,7 +167,7 @@ class DPAP:
         if shrink not in ("auto", "never", "always"):
             raise DPAPError(f"shrink={shrink!r}.", fix='choose "auto", "never" or "always".')
         check_bare(model)
-        check_unclaimed(model)
+        self._claim(model)
         check_example(example_input)
         target = named_target(target)
         self.rule = restricted(resolve(rule, score=score), prune, target)
@@ -223,17 +224,12 @@ class DPAP:
         account = self._account()
         self.target = self._checked_target(target, account)
         example = two_samples(self.graph, example_input)
-        self._temporal = self._timed(time, time_target, copies, example, forward, _sum_dtype(parameters))
-        self.replay = self._checked_replay(replay)
+        self.replay = self._checked_replay(replay, timed=time is not None)
         self._dense = {metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")}
         self._exchange = 1.0
         """Share of MACs / share of latency, as last measured."""
 
-        self._masks = MaskKeeper(model, self.optimizers, copies)
         self._shrinker = Shrinker(model, self.graph, self.optimizers, copies, example, forward)
-        self._load_guard = model.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
-            OwnHook(self._shrinker.refuse_dense)
-        )
         self._pace = None
         if "latency" in self.target:
             self._pace = Pace(
@@ -245,6 +241,25 @@ class DPAP:
             )
             self._pace.check(account, set(self.rule.kinds), self._shrinker.present)
         self._parameters = parameters
+        agree(
+            [str(self._settings()), str({name: tuple(p.shape) for name, p in parameters.items()})],
+            self._device,
+            DPAPError(
+                "The processes made DPAP with different arguments or of different models.",
+                fix="make the same model and the same DPAP in all of them.",
+            ),
+        )
+
+        # Hooks from here on: whatever is refused was refused above, or takes them off again.
+        self._masks = MaskKeeper(model, self.optimizers, copies, owner=self)
+        try:
+            self._temporal = self._timed(time, time_target, copies, example, forward, _sum_dtype(parameters))
+        except DPAPError:
+            self._masks.close()
+            raise
+        self._load_guard = model.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
+            OwnHook(self._shrinker.refuse_dense)
+        )
         self._window = self._seen = Window(
             rule=self.rule,
             num_steps=self.graph.num_steps,
@@ -280,14 +295,6 @@ class DPAP:
         not theirs."""
         self._watching = self.schedule.watches_after(0)
         self._rate = RateWatch(self.schedule, self.optimizers)
-        agree(
-            [str(self._settings()), str({name: tuple(p.shape) for name, p in parameters.items()})],
-            self._device,
-            DPAPError(
-                "The processes made DPAP with different arguments or of different models.",
-                fix="make the same model and the same DPAP in all of them.",
-            ),
-        )
 
     @property
     def _device(self) -> torch.device:
@@ -316,6 +323,15 @@ class DPAP:
         return {} if self._temporal is None else self._temporal.pairs
 
     # construction -------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _claim(model: nn.Module) -> None:
+        """One DPAP a model; one that has not begun makes room."""
+        first = holder(model)
+        if first is not None:
+            if first.steps_taken:
+                raise already_held(model)
+            first.close()
 
     def _prunable_synapses(self, parameters: Mapping[str, Tensor]) -> tuple[Layer, ...]:
         if "synapse" not in self.rule.kinds:
@@ -406,14 +422,14 @@ class DPAP:
             seed=self.seed,
         )
 
-    def _checked_replay(self, replay: Deaths | None) -> Deaths | None:
+    def _checked_replay(self, replay: Deaths | None, *, timed: bool) -> Deaths | None:
         if replay is None:
             return None
         if not self.rule.windowed:
             raise DPAPError(f"Rule {self.rule.name!r} knows no replay.", fix='use rule="dpap".')
         if self.target:
             raise DPAPError("A replay and a target both say how many die.", fix="leave target= out.")
-        if self._temporal is not None:
+        if timed:
             raise DPAPError("A replay holds deaths of units and synapses, none of time steps.", fix="leave time= out.")
         dense = {g.name: g.units for g in self.graph.groups}
         mortal = {g.name: g.units for g in self._groups} | {n: m.numel() for n, m in self.synapse_masks.items()}

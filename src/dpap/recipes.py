@@ -24,7 +24,7 @@ from dpap.errors import DPAPError, unknown_name
 
 
 def digits_snn() -> Config:
-    """Spiking 16C3-32C3-AvgPool2-256FC-10 on the digits inside the package, 10 % of the synapses stay."""
+    """Spiking 16C3-32C3-AvgPool2-256FC-10 on the digits inside the package; 10 % of synapses, half of MACs stay."""
     return Config(
         recipe="digits-snn",
         epochs=40,  # 30 leave the pruned network a little behind on the validation split
@@ -43,7 +43,8 @@ def digits_snn() -> Config:
             weight_decay=0.01,
             warmup=0.05,  # ends before development starts at 0.10
         ),
-        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.10)),
+        # On the validation split (3 seeds, unpruned 99.38 %): 99.50 % at half of the MACs, 98.88 % at 40 %.
+        development=DevelopmentConfig(rule="dpap", target=TargetConfig(connectivity=0.10, macs=0.50)),
     )
 
 

@@ -201,8 +201,10 @@ class TestState:
 class TestOneOfEach:
     def test_a_second_dpap_on_one_model(self) -> None:
         model = mlp()
+        make(model)  # it has not begun, and makes room
         dev = make(model)
-        with pytest.raises(DPAPError, match=r"(?s)Another DPAP holds this Sequential.*close\(\)"):
+        train(dev, 1)
+        with pytest.raises(DPAPError, match=r"(?s)Another DPAP prunes this Sequential.*close\(\)"):
             make(model)
         make(copy.deepcopy(model))
         dev.close()
@@ -220,3 +222,12 @@ class TestOneOfEach:
             with dev.observing():
                 dev.model(torch.randn(8, 6))
             dev.step()
+
+    @pytest.mark.parametrize(
+        "options", [{"time": "leak"}, {"ema": nn.Linear(2, 2)}, {"target": {"connectivity": 1e-6}}]
+    )
+    def test_a_refusal_leaves_no_hook_behind(self, options: dict[str, Any]) -> None:
+        model = mlp()
+        with pytest.raises(DPAPError):
+            make(model, **options)
+        make(model)

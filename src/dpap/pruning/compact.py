@@ -48,7 +48,7 @@ def _independent(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         for name, hooks in vars(module).items():
             if name.endswith("hooks") and isinstance(hooks, dict):
-                for key in [k for k, hook in hooks.items() if isinstance(hook, OwnHook)]:
+                for key in [k for k, hook in hooks.items() if isinstance(getattr(hook, "hook", hook), OwnHook)]:
                     del hooks[key]
     without_timing(copied)
     for parameter in copied.parameters():

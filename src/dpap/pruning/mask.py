@@ -60,9 +60,17 @@ class MaskKeeper:
         model: The model; hooks are put on it and its parameters until `close`.
         optimizers: Those that move its parameters.
         copies: EMA or averaged copies, with the same parameter names (a `module.` prefix is understood).
+        owner: Whoever decides what is masked.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], copies: Sequence[nn.Module] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        copies: Sequence[nn.Module] = (),
+        owner: object = None,
+    ) -> None:
+        self.owner = owner
         self.parameters: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         self.optimizers = list(optimizers)
         self.copies = [_matching(copy, self.parameters) for copy in copies]

@@ -57,6 +57,10 @@ class Progress:
     validation_accuracy: float | None
     """After the epoch before; None when nothing is held out."""
     connectivity: float
+    samples: int
+    """That the run trains on."""
+    parameters: int
+    """Of the network as it is now."""
 
 
 class NotFinite(Exception):
@@ -259,6 +263,8 @@ class Run:
             accuracy=accuracy,
             validation_accuracy=self.validation_accuracy,
             connectivity=self.connectivity,
+            samples=len(self.samples),
+            parameters=sum(p.numel() for p in self.model.parameters()),
         )
 
     def run_line(self) -> RunLine:
