@@ -72,6 +72,8 @@ class Spent:
 
     @classmethod
     def now(cls) -> Spent:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return cls(time.perf_counter(), time.process_time())
 
     def __add__(self, other: Spent) -> Spent:
@@ -88,13 +90,14 @@ class Arm:
     net: Net
     observe_every: int | None
     """None: no DPAP object."""
+    device: str = "cpu"
     rounds: list[Spent] = field(default_factory=list)
     """Without development steps."""
     developments: list[Spent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         torch.manual_seed(0)
-        self.model = Chain(self.net)
+        self.model = Chain(self.net).to(self.device)
         with torch.no_grad():
             for parameter in self.model.parameters():
                 parameter *= 8.0 if parameter.dim() > 1 else 1.0  # untrained, it would be silent
@@ -103,7 +106,7 @@ class Arm:
         if self.observe_every is not None:
             self.dev = dpap.DPAP(
                 self.model,
-                torch.rand(2, *self.net.shape),
+                torch.rand(2, *self.net.shape, device=self.device),
                 optimizer=self.optimizer,
                 total_steps=100 * DEVELOP_EVERY * ROUND,
                 target={"connectivity": 0.1},
@@ -153,16 +156,18 @@ class Row:
     """At the end, to show that masks were in place."""
 
 
-def measure(name: str, rounds: int) -> list[Row]:
-    net = NETS[name]
-    arms = {"without": Arm(net, None), "every 4th pass": Arm(net, ROUND), "every pass": Arm(net, 1)}
+def measure(name: str, rounds: int, net: Net | None = None, device: str = "cpu") -> list[Row]:
+    """The arms in turns. `net`: in place of the one of that name."""
+    net = NETS[name] if net is None else net
+    observed = {"without": None, "every 4th pass": ROUND, "every pass": 1}
+    arms = {label: Arm(net, every, device) for label, every in observed.items()}
     generator = torch.Generator().manual_seed(0)
     order = list(arms)
     for turn in range(rounds + DEVELOP_EVERY):  # the first window, before any mask, is not counted
         spent = dict.fromkeys(arms, Spent())
         for step in range(ROUND):
-            images = torch.rand(net.batch, *net.shape, generator=generator)
-            labels = torch.randint(net.classes, (net.batch,), generator=generator)
+            images = torch.rand(net.batch, *net.shape, generator=generator).to(device)
+            labels = torch.randint(net.classes, (net.batch,), generator=generator).to(device)
             first = (turn * ROUND + step) % len(order)
             for arm in order[first:] + order[:first]:
                 spent[arm] += arms[arm].train_step(images, labels)

@@ -214,23 +214,29 @@ MAKERS: dict[str, tuple[str | None, Callable[[Net], nn.Module]]] = {
 }
 
 
-def make_task(model: nn.Module, net: Net, task: str) -> Callable[[], None]:
-    """One training step, or one inference, on fixed random images."""
+def make_task(
+    model: nn.Module, net: Net, task: str, device: str = "cpu", precision: torch.dtype | None = None
+) -> Callable[[], None]:
+    """One training step, or one inference, on fixed random images; `precision`: of autocast."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(net.batch, *net.shape, generator=generator)
-    labels = torch.randint(net.classes, (net.batch,), generator=generator)
+    images = torch.rand(net.batch, *net.shape, generator=generator).to(device)
+    labels = torch.randint(net.classes, (net.batch,), generator=generator).to(device)
+    model = model.to(device)
+    cast = torch.autocast(device, precision, enabled=precision is not None)
     if task == "infer":
         model.eval()
 
         def infer() -> None:
-            with torch.inference_mode():
+            with torch.inference_mode(), cast:
                 model(images)
 
         return infer
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def train() -> None:
-        loss = nn.functional.cross_entropy(model(images), labels)
+        with cast:
+            answer = model(images)
+        loss = nn.functional.cross_entropy(answer.float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -261,16 +267,28 @@ def time_of(task: Callable[[], None], calls: int, clock: Callable[[], float]) ->
     return (clock() - start) / calls
 
 
-def measure(name: str, task: str, rounds: int, libraries: Sequence[str], clock: Callable[[], float]) -> list[Row]:
-    net = NETS[name]
+def measure(
+    name: str,
+    task: str,
+    rounds: int,
+    libraries: Sequence[str],
+    clock: Callable[[], float],
+    *,
+    net: Net | None = None,
+    device: str = "cpu",
+    precision: torch.dtype | None = None,
+) -> list[Row]:
+    """The libraries in turns. `net`: in place of the one of that name."""
+    net = NETS[name] if net is None else net
     tasks: dict[str, Callable[[], None]] = {}
     for library in libraries:
         torch.manual_seed(0)
-        tasks[library] = make_task(MAKERS[library][1](net), net, task)
+        tasks[library] = make_task(MAKERS[library][1](net), net, task, device, precision)
     for run in tasks.values():  # twice: the allocator's and the kernels' first calls
         run()
         run()
-    calls = max(1, round(TURN_S / time_of(tasks["dpap"], 1, time.perf_counter)))
+    first = libraries[0]
+    calls = max(1, round(TURN_S / time_of(tasks[first], 1, clock)))
     seconds: dict[str, list[float]] = {library: [] for library in tasks}
     order = list(tasks)
     for turn in range(rounds):
@@ -278,7 +296,7 @@ def measure(name: str, task: str, rounds: int, libraries: Sequence[str], clock: 
             seconds[library].append(time_of(tasks[library], calls, clock))
     rows = []
     for library, times in seconds.items():
-        ratios = [theirs / ours for theirs, ours in zip(times, seconds["dpap"], strict=True)]
+        ratios = [theirs / ours for theirs, ours in zip(times, seconds[first], strict=True)]
         low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
         rows.append(
             Row(

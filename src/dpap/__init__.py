@@ -1,6 +1,6 @@
 """Networks that prune themselves while they learn: developmental plasticity-inspired adaptive pruning (DPAP)."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from dpap.developer import DPAP
 from dpap.development import DevelopmentReport
@@ -9,5 +9,8 @@ from dpap.graph.front import find_groups
 from dpap.io import load, save
 from dpap.plasticity import Stats
 
-__version__ = version("dpap")
+try:
+    __version__ = version("dpap")
+except PackageNotFoundError:  # run from a checkout that was not installed
+    __version__ = "0+unknown"
 __all__ = ["DPAP", "DPAPError", "DevelopmentReport", "Stats", "find_groups", "load", "save"]
