@@ -3,6 +3,7 @@ short run prunes each, and the network without what was pruned answers as the ma
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -129,14 +130,29 @@ def spike_driven() -> nn.Module:
     ))  # fmt: skip
 
 
+def jelly_model(file: str, name: str, **options: Any) -> Callable[[], nn.Module]:
+    """One of SpikingJelly's own networks, all steps at once."""
+
+    def build() -> nn.Module:
+        sj = foreign.spikingjelly()
+        net = getattr(foreign.spikingjelly_model(file), name)(spiking_neuron=sj.neuron.IFNode, **options)
+        sj.functional.set_step_mode(net, "m")
+        return Reset(net)
+
+    return build
+
+
 class Reset(nn.Module):
+    """New images, new state; images (B, C, H, W) become two steps where the network does not make them itself."""
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
         foreign.spikingjelly().functional.reset_net(self.net)
-        return self.net(x)
+        made_inside = hasattr(self.net, "T")
+        return self.net(x if made_inside else x.unsqueeze(0).repeat(2, 1, 1, 1, 1))
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -148,6 +164,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "noise": (Noisy, (20,)),
     "partial-residual": (PartialResidual, (3, 8, 8)),
     "spikformer": (spikformer, (3, 16, 16)),
+    "parametric-lif-cifar10": (jelly_model("parametric_lif_net", "CIFAR10Net", channels=4), (3, 32, 32)),
+    "spiking-resnet18": (jelly_model("spiking_resnet", "spiking_resnet18", num_classes=5), (3, 32, 32)),
+    "ms-resnet18": (jelly_model("ms_resnet", "ms_resnet18", num_classes=5), (3, 32, 32)),
 }
 
 
@@ -215,6 +234,13 @@ def test_what_a_rule_does_not_expect_is_refused_with_its_line(monkeypatch: pytes
     with pytest.raises(DPAPError, match=r"aten.relu.default does not take this.*IndexError") as caught:
         find_groups(PartialResidual(), torch.rand(2, 3, 8, 8))
     assert "self.stem(x).relu()" in caught.value.where
+
+
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    net = PartialResidual()
+    net.lock = threading.Lock()
+    with pytest.raises(DPAPError, match=r"This PartialResidual cannot be copied .*lock"):
+        find_groups(net, torch.rand(2, 3, 8, 8))
 
 
 def test_a_network_that_does_not_run_in_evaluation_mode_is_refused() -> None:

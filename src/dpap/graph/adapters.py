@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpap.errors import refusing
 from dpap.neurons import PLIF, SpikingNeuron, StepByStep
 
 
@@ -195,7 +196,11 @@ def independent_copy(model: nn.Module) -> nn.Module:
             for value in values.values():
                 if isinstance(value, Tensor) and not value.is_leaf:
                     memo[id(value)] = value.detach().clone()
-    made = copy.deepcopy(model, memo)
+    with refusing(
+        f"This {type(model).__name__} cannot be copied (copy.deepcopy)",
+        fix="keep what cannot be copied, such as an open file or a lock, out of the attributes of the model.",
+    ):
+        made = copy.deepcopy(model, memo)
     reset_state(made)
     return made
 
