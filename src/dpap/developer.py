@@ -545,7 +545,10 @@ class DPAP:
             log.warning("%s: %s.", when, line)
 
     def preview(self) -> DevelopmentReport:
-        """What a development step would do now, at the level of now and with what this window saw; changes nothing."""
+        """What a development step would do now, at the level of now and with what this window saw; changes nothing.
+
+        In several processes all of them call it together.
+        """
         if not self._window.passes or not self._watching:
             raise DPAPError(
                 "Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing()."
@@ -844,6 +847,8 @@ class DPAP:
     def compact(self) -> nn.Module:
         """An independent plain module without the dead units; the model and `dev` stay as they are.
 
+        Warns where pruning is not over, the target was missed, or weights hold NaN or infinity.
+
         Raises:
             DPAPError: Rule `released`, whose masked units are not dead.
         """
@@ -883,7 +888,10 @@ class DPAP:
             self._temporal.close(self.alive, self._shrinker.present)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that `load_state_dict` needs: tensors, numbers and None in nested dicts."""
+        """Everything that `load_state_dict` needs: tensors, numbers, texts and None in nested dicts.
+
+        In several processes each has its own; right after a development step they are alike.
+        """
         return {
             **self._settings(),
             "process": self._process,
@@ -912,8 +920,8 @@ class DPAP:
         model is cut to the widths of the state here.
 
         Raises:
-            DPAPError: The state is of another rule, run or network, or of a wider one than the model is by now; nothing
-                is changed then.
+            DPAPError: The state is damaged, of a run with other settings or of another network, or of a wider one than
+                the model is by now; nothing is changed then.
         """
         before, weights = self.state_dict(), {name: p.detach().clone() for name, p in self._parameters.items()}
         try:
