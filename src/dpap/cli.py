@@ -339,7 +339,7 @@ class _Display:
         text = (
             f"{now.epoch}/{now.epochs} loss {now.loss:.3f} train acc {now.accuracy:.1%}"
             + (f" val {now.validation_accuracy:.1%}" if now.validation_accuracy is not None else "")
-            + ("" if now.control else f" left {now.connectivity:.1%}")
+            + ("" if now.control else f" kept {now.connectivity:.1%}")
         )
         if self.bars.disable:
             if now.batch == now.batches and (now.epoch % -(-now.epochs // 10) == 0 or now.epoch == now.epochs):
@@ -355,12 +355,13 @@ class _Display:
         """What is about to be trained, on what; the first run also says what comes after it."""
         config = self.config
         if now.control:
-            _say(f"The unpruned control: the same {now.epochs} epochs, batches and first weights.")
+            _say("The unpruned control: the same first weights, batches and epochs")
             return
-        threads = f", CPU threads: {torch.get_num_threads()}" if config.device == "cpu" else ""
-        after = " Then its unpruned control." if config.control and config.development.rule != "none" else ""
-        _say(f"{config.recipe}: {now.parameters:,} parameters, {now.samples:,} training samples of {config.data.name}.")
-        _say(f"{now.epochs} epochs on {config.device}{threads}; left: connections of the dense network.{after}")
+        where = f"cpu ({torch.get_num_threads()} threads)" if config.device == "cpu" else config.device
+        after = ", then the unpruned control" if config.control and config.development.rule != "none" else ""
+        _say(f"{config.recipe}: {now.parameters:,} parameters, {now.samples:,} training samples of {config.data.name}")
+        _say(f"{now.epochs} epochs on {where}{after}")
+        _say("kept: connections of the dense network that are left")
 
 
 def _say(text: str) -> None:

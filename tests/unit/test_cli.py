@@ -100,15 +100,16 @@ def test_recipes_lists_every_recipe_with_what_it_is(dpap: Callable[..., tuple[in
 def test_train_prints_the_run_beside_its_control(dpap: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     code, out, err = dpap("train", *SMALL)
     assert code == 0
-    for row in ("test accuracy", "connectivity", "MACs", "SOPs"):
+    for row in ("test accuracy", "connectivity", "MACs", "SOPs", "saved network (KB)", "latency (ms, batch of 64)"):
         line = next(line for line in out.splitlines() if row in line)
         assert len(re.findall(r"\d[\d,.]*", line)) >= 3, line
     assert "unpruned control" in out
     assert "run: runs/digits-snn-1" in out
     assert re.search(
-        r"digits-snn +epoch 6/6 +loss [\d.]+ +accuracy .*validation .*connectivity (39\.9\d|40\.00) %", err
+        r"pruned epoch 6/6 loss [\d.]+ train acc [\d.]+% val [\d.]+% kept (39\.9|40\.0)%, 0:00:00 to go", err
     )
-    assert "control  epoch 6/6" in err
+    assert "control epoch 6/6" in err and max(map(len, err.splitlines())) <= 80
+    assert "training samples of digits\n6 epochs on cpu (1 threads), then the unpruned control" in err
     history = read_history(tmp_path / "runs/digits-snn-1/history.jsonl")
     control = read_history(tmp_path / "runs/digits-snn-1/control/history.jsonl")
     assert history.result is not None

@@ -231,3 +231,39 @@ class TestOneOfEach:
         with pytest.raises(DPAPError):
             make(model, **options)
         make(model)
+
+
+class TestProcesses:
+    def test_a_group_that_was_made_too_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        dev = make()
+        monkeypatch.setattr("dpap.developer.world", lambda: (0, 2))
+        with pytest.raises(DPAPError, match="There are 2 processes; DPAP was made when there were 1"):
+            train(dev, 10)
+
+    def test_the_open_window_of_another_process(self) -> None:
+        dev, other = make(start=0.1), make(start=0.1)
+        train(dev, 2)
+        shared = dev.state_dict()
+        other.load_state_dict(shared | {"process": 1, "processes": 2})  # right after a development step all are alike
+        train(dev, 1)
+        with pytest.raises(DPAPError, match=r"of process 1 of 2 in the middle of a window"):
+            other.load_state_dict(dev.state_dict() | {"process": 1, "processes": 2})
+
+
+def test_activity_whose_sums_are_beyond_float32() -> None:
+    dev = make()
+    with pytest.raises(DPAPError, match="the activity seen there holds NaN or infinity"):
+        for _ in range(10):
+            with dev.observing():
+                dev.model(torch.full((4, 6), 1e25))
+            dev.step()
+
+
+def test_a_compiled_network_becomes_smaller_once() -> None:
+    dev = make(target={"macs": 0.3}, total_steps=200, stop=0.2)
+    dev._masks.compiled = True
+    widths = []
+    for _ in range(60):
+        train(dev, 1)
+        widths.append(tuple(len(p) for p in dev.model.parameters()))
+    assert len(set(widths)) == 2

@@ -344,5 +344,6 @@ def test_a_limit_that_empties_a_class_is_refused() -> None:
 
 
 def test_a_released_run_and_its_control_have_the_same_batches() -> None:
-    config = override(recipe("digits-snn"), {"development.rule": "released", "development.target.connectivity": "none"})
+    no_target = {"development.target.connectivity": "none", "development.target.macs": "none"}
+    config = override(recipe("digits-snn"), {"development.rule": "released"} | no_target)
     assert Run(config).batch_count == Run(config.as_control()).batch_count == 21
