@@ -498,31 +498,19 @@ def find_groups(
     """
     if unknown not in ("refuse", "protect"):
         raise DPAPError(f"unknown= is {unknown!r}.", fix='choose "refuse" or "protect".')
+    prefix = "" if forward is None else "model."
     with refusing(
         f"The groups of this {type(model).__name__} could not be worked out",
         fix='please report the network together with this message; ignore= or unknown="protect" may get around it.',
     ):
-        return _found_groups(model, example_input, ignore, only, unknown, forward, spiking_input)
-
-
-def _found_groups(
-    model: nn.Module,
-    example_input: Any,
-    ignore: Sequence[Pattern] | Pattern,
-    only: Sequence[Pattern] | Pattern | None,
-    unknown: Unknown,
-    forward: Forward | None,
-    spiking_input: bool,
-) -> Graph:
-    prefix = "" if forward is None else "model."
-    program = export(model, example_input, forward)
-    walk = _walked(model, program, prefix, unknown, spiking_input)
-    axis = _lone_sample(walk, program, example_input)
-    if axis is not None:  # (T * 1, ...), time folded into the batch, looks like (T, ...)
-        program = export(model, torch.cat([example_input, example_input], axis), forward)
+        program = export(model, example_input, forward)
         walk = _walked(model, program, prefix, unknown, spiking_input)
-    selection = _Selection.of(model, ignore, only)
-    return _finish(walk, _groups(walk, model, selection), selection, program.graph.nodes)
+        axis = _lone_sample(walk, program, example_input)
+        if axis is not None:  # (T * 1, ...), time folded into the batch, looks like (T, ...)
+            program = export(model, torch.cat([example_input, example_input], axis), forward)
+            walk = _walked(model, program, prefix, unknown, spiking_input)
+        selection = _Selection.of(model, ignore, only)
+        return _finish(walk, _groups(walk, model, selection), selection, program.graph.nodes)
 
 
 def _lone_sample(walk: Walk, program: torch.export.ExportedProgram, example: Any) -> int | None:
