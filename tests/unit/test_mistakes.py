@@ -168,11 +168,23 @@ class TestState:
         with pytest.raises(DPAPError, match=rf"of a run with {next(iter(other))} "):
             make(**({"target": {"connectivity": 0.3}} | other)).load_state_dict(dev.state_dict())
 
-    def test_a_damaged_state_changes_nothing(self) -> None:
+    @pytest.mark.parametrize("damage", ["a part is gone", "the network cannot become smaller"])
+    def test_a_state_that_cannot_be_loaded_changes_nothing(self, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
         dev, fresh = make(target={"connectivity": 0.3}), make(target={"connectivity": 0.3})
         train(dev, 40)
         state, weights = dev.state_dict(), [p.detach().clone() for p in fresh.model.parameters()]
-        del state["present"]
+        if damage == "a part is gone":
+            del state["present"]
+        else:  # found out last of all, when masks are in place
+            shrink, calls = fresh._shrink_to, []
+
+            def fail_once(units: Any) -> None:
+                calls.append(units)
+                if len(calls) == 1:
+                    raise RuntimeError("no memory")
+                shrink(units)
+
+            monkeypatch.setattr(fresh, "_shrink_to", fail_once)
         before = fresh.state_dict()
         with pytest.raises(DPAPError, match="damaged"):
             fresh.load_state_dict(state)
