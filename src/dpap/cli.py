@@ -335,7 +335,7 @@ class _Display:
         if now.control not in self.started:
             self._announce(now)
             self.started[now.control] = time.monotonic(), done
-        name = "control" if now.control else "pruned"
+        name = "pruned" if not now.control else "control" if self._has_control else "unpruned"
         text = (
             f"{now.epoch}/{now.epochs} loss {now.loss:.3f} train acc {now.accuracy:.1%}"
             + (f" val {now.validation_accuracy:.1%}" if now.validation_accuracy is not None else "")
@@ -354,14 +354,19 @@ class _Display:
     def _announce(self, now: loop.Progress) -> None:
         """What is about to be trained, on what; the first run also says what comes after it."""
         config = self.config
-        if now.control:
+        if now.control and self._has_control:
             _say("The unpruned control: the same first weights, batches and epochs")
             return
         where = f"cpu ({torch.get_num_threads()} threads)" if config.device == "cpu" else config.device
-        after = ", then the unpruned control" if config.control and config.development.rule != "none" else ""
+        after = ", then the unpruned control" if self._has_control else ""
         _say(f"{config.recipe}: {now.parameters:,} parameters, {now.samples:,} training samples of {config.data.name}")
         _say(f"{now.epochs} epochs on {where}{after}")
-        _say("kept: connections of the dense network that are left")
+        if not now.control:
+            _say("kept: connections of the dense network that are left")
+
+    @property
+    def _has_control(self) -> bool:
+        return self.config.control and self.config.development.rule != "none"
 
 
 def _say(text: str) -> None:

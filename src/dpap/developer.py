@@ -31,7 +31,7 @@ from dpap.checks import (
     shortfalls,
 )
 from dpap.development import DevelopmentReport, Notes, reported
-from dpap.errors import DPAPError
+from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import enlist
 from dpap.graph.front import Forward, Pattern, Unknown, find_groups
 from dpap.graph.group import Layer
@@ -290,7 +290,7 @@ class DPAP:
         self._blocks = 0
         self._passes = 0
         """Blocks of `observing()` in the whole run."""
-        self._moved = (0, self._writes(), 0)
+        self._moved = (0, self._writes(), False)
         """Steps of the optimizers and writes of the weights at the last development step, and whether the latter were
         not theirs."""
         self._watching = self.schedule.watches_after(0)
@@ -482,12 +482,12 @@ class DPAP:
         if self.schedule.develops_at(self.steps_taken):
             self._check_world()
             if self._watching:
-                self._check_optimizers()
+                strangers = self._moved_by_others()
                 decision = self._decide()
                 self._agree_on(decision)
                 report = self._commit(decision)
                 self._shrink_if_due()
-                self._moved = (self._masks.steps, self._writes(), self._moved[2])
+                self._moved = (self._masks.steps, self._writes(), strangers)
             self._last, self._blocks = self.steps_taken, 0
             self._watching = self.schedule.watches_after(self.steps_taken)
         if self.steps_taken == self.total_steps:
@@ -501,19 +501,23 @@ class DPAP:
                 fix="call torch.distributed.init_process_group before DPAP is made.",
             )
 
-    def _check_optimizers(self) -> None:
-        """Weights that move without a step of our optimizers: another one would move what is pruned, and keep state of
-        old widths."""
+    def _moved_by_others(self) -> bool:
+        """Whether weights changed in this window without a step of our optimizers. Another optimizer would move what is
+        pruned, and keep state of old widths; one window may be a load.
+
+        Raises:
+            DPAPError: So it was in the window before.
+        """
         steps, writes, strangers = self._moved
-        moved_by_others = self._masks.steps == steps and self._writes() != writes
-        if moved_by_others and strangers:
+        moved = self._masks.steps == steps and self._writes() != writes
+        if moved and strangers:
             raise DPAPError(
                 "The weights change, and none of the optimizers given to DPAP makes a step.",
                 where=self._position,
                 fix="keep the optimizer that DPAP was made with (change its param_groups for another learning rate); "
                 "to train on with another one, close() this DPAP and make a new one.",
             )
-        self._moved = (self._masks.steps, writes, int(moved_by_others))
+        return moved
 
     def _writes(self) -> int:
         """How often parameters were written, as PyTorch counts; zeros that are written again do not count."""
@@ -923,21 +927,20 @@ class DPAP:
             DPAPError: The state is damaged, of a run with other settings or of another network, or of a wider one than
                 the model is by now; nothing is changed then.
         """
-        before, weights = self.state_dict(), {name: p.detach().clone() for name, p in self._parameters.items()}
-        try:
+        with refusing(
+            "The saved state is damaged",
+            fix="load one that was saved by state_dict() and not changed since; nothing was changed here.",
+        ):
             self._check_state(state)
-            self._load(state)
-        except Exception as error:
-            self._load(before)
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    self._parameters[name].copy_(weight)
-            if isinstance(error, DPAPError):
+            before, weights = self.state_dict(), {name: p.detach().clone() for name, p in self._parameters.items()}
+            try:
+                self._load(state)
+            except Exception:
+                self._load(before)
+                with torch.no_grad():
+                    for name, weight in weights.items():
+                        self._parameters[name].copy_(weight)
                 raise
-            raise DPAPError(
-                f"The saved state is damaged: {type(error).__name__}: {error}.",
-                fix="load one that was saved by state_dict() and not changed since; nothing was changed here.",
-            ) from error
 
     def _load(self, state: Mapping[str, Any]) -> None:
         window = self._window.loaded(state)
@@ -952,7 +955,7 @@ class DPAP:
         self._rate.peak, self._rate.previous = float(state["peak_rate"]), float(state["previous_rate"])
         self._dense = dict(state["dense"])
         self._exchange = float(state["exchange"])
-        self._moved = (self._masks.steps, self._writes(), 0)
+        self._moved = (self._masks.steps, self._writes(), False)
         self._window = window
         for name, found in tensors.items():
             setattr(self, name, found)

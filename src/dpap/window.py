@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpap.errors import DPAPError
 from dpap.graph.group import Layer
-from dpap.plasticity import Stats, WindowSums
+from dpap.plasticity import WindowSums
 from dpap.processes import summed, world
 from dpap.rules import Rule, Sums, costly_sums
 
@@ -184,10 +184,6 @@ class Window:
                 where=where,
                 fix=fix,
             )
-
-    def stats(self, layer: Layer, kind: Any, seed: int, weight: Tensor, alive: Tensor) -> Stats:
-        """What the rule's score may look at."""
-        return self.of(layer).stats(layer.name, kind, seed, weight, alive)
 
     def arrivals_per_sample(self, weight: str) -> Any:
         """(I,) as an array; None where no spikes arrive."""

@@ -179,10 +179,11 @@ def test_data_dir_is_another_way_to_name_the_folder(
 
 def test_each_run_gets_a_folder_of_its_own(dpap: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     for n in (1, 2):
-        code, out, _ = dpap(
+        code, out, err = dpap(
             "train", *SMALL, "--epochs", 1, "--no-control", "--seed", n, "--set", "development.rule=none"
         )
         assert code == 0
+        assert "1 epochs on cpu" in err and "unpruned epoch 1/1" in err and "control" not in err and "kept" not in err
         assert f"run: runs/digits-snn-{n}" in out
         assert "control" not in out
         config = read_config(tmp_path / f"runs/digits-snn-{n}/config.toml")
