@@ -24,7 +24,7 @@ from gpu_store import Context, Result, Step
 
 from dpap import DPAP
 from dpap.config import Config, override
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.metrics import count_macs
 from dpap.models import build
 from dpap.recipes import recipe

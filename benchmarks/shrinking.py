@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from dpap.config import Config, override
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.metrics import count_macs
 from dpap.metrics.latency import latency
 from dpap.models import build

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from dpap.developer import DPAP
 from dpap.development import DevelopmentReport
 from dpap.errors import DPAPError
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.io import load, save
 from dpap.plasticity import Stats
 

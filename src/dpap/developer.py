@@ -33,8 +33,11 @@ from dpap.checks import (
 from dpap.development import DevelopmentReport, Notes, reported
 from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import enlist
-from dpap.graph.front import Forward, Pattern, Unknown, find_groups
+from dpap.graph.export import Forward
+from dpap.graph.find import find_groups
 from dpap.graph.group import Layer
+from dpap.graph.selection import Pattern
+from dpap.graph.walk import Unknown
 from dpap.hooks import OwnHook
 from dpap.observe import Observer, Seen
 from dpap.plasticity import Kind, Stats

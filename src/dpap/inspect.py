@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from dpap.graph.front import Unknown, find_groups
+from dpap.graph.find import find_groups
 from dpap.graph.group import Graph, TensorSlice, UnitGroup
+from dpap.graph.walk import Unknown
 from dpap.metrics import count_macs, count_parameters, count_synapses
 from dpap.survival import unit_floor
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError, find_groups
 from dpap.graph.adapters import channel_tensors, enlist, independent_copy, neuron_info, reset_state
-from dpap.graph.front import export
+from dpap.graph.export import export
 from dpap.graph.group import Graph
 from dpap.graph.steps import Steps
 from dpap.metrics import count_macs, count_neuron_updates, count_synops

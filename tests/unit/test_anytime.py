@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.metrics import accuracy, anytime
 from dpap.models import ConvNet
 from dpap.timing import Timing, time_graph

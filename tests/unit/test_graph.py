@@ -13,10 +13,10 @@ from nets import ConvNet, SpikingNet
 from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError, find_groups
-from dpap.graph.front import Value
 from dpap.graph.group import Graph, TensorSlice, UnitGroup
 from dpap.graph.op_rules import OP_RULES, op_rule
 from dpap.graph.ops.shape import _blocks
+from dpap.graph.values import Value
 from dpap.metrics import count_macs
 from dpap.neurons import LIF, Repeat, over_time
 

@@ -115,12 +115,17 @@ def imports(name: str, path: Path) -> set[str]:
                 base = ".".join(
                     filter(None, [".".join(package.split(".")[: len(package.split(".")) - node.level + 1]), base])
                 )
-            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "dpap" else {base}
+            found |= {f"{base}.{alias.name}" if _is_module(f"{base}.{alias.name}") else base for alias in node.names}
     return found
 
 
+def _is_module(name: str) -> bool:
+    path = SOURCE.parent.joinpath(*name.split("."))
+    return name.startswith("dpap.") and (path.is_dir() or path.with_suffix(".py").exists())
+
+
 def part(name: str) -> str:
-    """`graph` for `dpap.graph.front`."""
+    """`graph` for `dpap.graph.walk`."""
     return name.split(".")[1] if "." in name else name
 
 
@@ -128,6 +133,7 @@ def part(name: str) -> str:
 def test_a_module_imports_only_what_its_part_may(name: str, path: Path) -> None:
     assert part(name) in ALLOWED, f"{name} has no place in the table of this test"
     wanted = {part(other) for other in imports(name, path) if other == "dpap" or other.startswith("dpap.")}
+    assert "dpap" not in wanted, f"{name} imports the front page, which imports it"
     surplus = wanted - ALLOWED[part(name)] - {part(name)}
     assert not surplus, f"{name} imports {sorted(surplus)}"
 
@@ -136,6 +142,24 @@ def test_a_module_imports_only_what_its_part_may(name: str, path: Path) -> None:
 def test_the_equations_import_only_torch_and_shapes(name: str) -> None:
     roots = {other.split(".")[0] for other in imports(f"dpap.{name}", SOURCE / f"{name}.py")}
     assert roots - {"dpap"} <= SHAPES
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    files = dict(modules())
+    left = {name: {o for o in imports(name, path) if o in files} - {name} for name, path in files.items()}
+    while left:
+        free = [name for name, needs in left.items() if not needs & left.keys()]
+        assert free, f"a circle among {sorted(left)}"
+        for name in free:
+            del left[name]
+
+
+@pytest.mark.parametrize(("name", "path"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_nobody_imports_a_private_name(name: str, path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dpap"):
+            private = [a.name for a in node.names if a.name.startswith("_") and not a.name.endswith("__")]
+            assert not private, f"{name} imports {private} of {node.module}"
 
 
 def test_the_table_points_one_way() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpap.errors import DPAPError
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.graph.group import Graph
 from dpap.metrics import (
     EnergyCost,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.models import build
 from dpap.models.pooling import AvgPool2x2
 

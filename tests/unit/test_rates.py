@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.graph.group import Site
 from dpap.metrics import FiringRate, RateCounter
 from dpap.metrics.rates import active_shares

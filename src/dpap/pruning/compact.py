@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import independent_copy, replace_neurons, unlisted
-from dpap.graph.front import Forward, model_line
+from dpap.graph.export import Forward, model_line
 from dpap.graph.group import Graph, UnitGroup
 from dpap.hooks import OwnHook
 from dpap.pruning.draws import same_draws

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dpap.graph.adapters import unlisted
-from dpap.graph.front import Forward
+from dpap.graph.export import Forward
 from dpap.metrics.latency import latency
 from dpap.processes import of_first
 from dpap.pruning.budget import Account, Candidates, Taker, fewest, out_of_reach

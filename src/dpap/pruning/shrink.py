@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from dpap.errors import DPAPError
 from dpap.graph.adapters import reset_state
-from dpap.graph.front import Forward
+from dpap.graph.export import Forward
 from dpap.graph.group import Graph
 from dpap.graph.module_rules import follow_all
 from dpap.metrics.synops import count_macs

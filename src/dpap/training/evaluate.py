@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dpap.data import Dataset
 from dpap.errors import DPAPError
-from dpap.graph.front import find_groups
+from dpap.graph.find import find_groups
 from dpap.graph.group import Graph
 from dpap.io import kept_units, load
 from dpap.metrics import (

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dpap.graph.front import Value, Walk, plain
 from dpap.graph.op_rules import op_rule, out_shape
 from dpap.graph.ops.elementwise import combined, tie_axis
+from dpap.graph.values import Value, plain
+from dpap.graph.walk import Walk
 
 CONTRACTED = "contracted with another activation"
 

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from dpap.errors import DPAPError
-from dpap.graph.front import Value, Walk, _LayerCall, _Seen, model_line, no_units, plain
+from dpap.graph.export import model_line
 from dpap.graph.group import FloatArray, IntArray, LayerKind
 from dpap.graph.op_rules import op_rule, out_shape
+from dpap.graph.values import LayerCall, Seen, Value, no_units, plain
+from dpap.graph.walk import Walk
 
 
 @op_rule("aten.linear.default")
@@ -126,12 +128,12 @@ def _layer(
     entered = walk.owner(x.entered, weight.parameter)
     if entered is not None and inputs is not None:
         # where no activation module was met, the unit's activity is what arrives here
-        walk.activated(x, _Seen(entered[0], entered[1], "input", x, axis))
+        walk.activated(x, Seen(entered[0], entered[1], "input", x, axis))
     module = weight.parameter.rpartition(".")[0] if entered is None else entered[0]
     if isinstance(walk.modules.get(module), nn.MultiheadAttention):
         walk.protect(ids, "nn.MultiheadAttention works out the size of its heads by itself")
     walk.add_layer(
-        _LayerCall(
+        LayerCall(
             name=module,
             call=0 if entered is None else entered[1],
             kind=kind,

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from dpap.graph.front import Value, Walk, plain
 from dpap.graph.op_rules import elementwise, op_rule
+from dpap.graph.values import Value, plain
+from dpap.graph.walk import Walk
 
 STATISTICS = "a norm takes statistics over this axis"
 

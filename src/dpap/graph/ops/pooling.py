@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dpap.graph.front import Value, Walk, plain
 from dpap.graph.group import FloatArray
 from dpap.graph.op_rules import elementwise, op_rule, out_shape
+from dpap.graph.values import Value, plain
+from dpap.graph.walk import Walk
 
 
 def _pooled(walk: Walk, x: Value, node: Any, dims: int, divisor: FloatArray | float) -> Value:

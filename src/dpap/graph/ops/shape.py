@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpap.graph.front import Value, Walk, model_line, plain
+from dpap.graph.export import model_line
 from dpap.graph.group import IntArray
 from dpap.graph.op_rules import elementwise, op_rule, out_shape
 from dpap.graph.ops.elementwise import tie_axis
+from dpap.graph.values import Value, plain
+from dpap.graph.walk import Walk
 
 
 @op_rule(
