@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dpap.config import read_config
 from dpap.io import load
-from dpap.timing import Timing, timing_of, without_timing
+from dpap.time.timing import Timing, timing_of, without_timing
 from dpap.training.data import load_data
 
 console = Console()

@@ -15,8 +15,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MODULES = ("dpap", "dpap.neurons", "dpap.models", "dpap.data", "dpap.data.augment", "dpap.metrics", "dpap.scores")
-MODULES += ("dpap.rules", "dpap.replay", "dpap.recipes", "dpap.report.history", "dpap.report.page")
+MODULES = (
+    "dpap",
+    "dpap.neurons",
+    "dpap.models",
+    "dpap.data",
+    "dpap.data.augment",
+    "dpap.metrics",
+    "dpap.method.scores",
+)
+MODULES += ("dpap.method.rules", "dpap.development.replay", "dpap.recipes", "dpap.report.history", "dpap.report.page")
 MODULES += ("dpap.report.compare",)
 PAGE = Path(__file__).with_name("api.md")
 HEAD = """# API

@@ -3,14 +3,15 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from dpap.developer import DPAP
-from dpap.development import DevelopmentReport
+from dpap.development.report import DevelopmentReport
 from dpap.errors import DPAPError
 from dpap.graph.find import find_groups
 from dpap.io import load, save
-from dpap.plasticity import Stats
+from dpap.method import rules, scores
+from dpap.method.plasticity import Stats
 
 try:
     __version__ = version("dpap")
 except PackageNotFoundError:  # run from a checkout that was not installed
     __version__ = "0+unknown"
-__all__ = ["DPAP", "DPAPError", "DevelopmentReport", "Stats", "find_groups", "load", "save"]
+__all__ = ["DPAP", "DPAPError", "DevelopmentReport", "Stats", "find_groups", "load", "rules", "save", "scores"]

@@ -17,9 +17,9 @@ from typing import Any, ClassVar, TypeVar, Union, cast, get_args, get_origin, ge
 from dpap.data import DATASETS, EVENTS, NEED_PATH, EventSettings
 from dpap.data.encoding import ENCODINGS
 from dpap.errors import DPAPError, unknown_name
+from dpap.method.rules import KINDS, RULES
+from dpap.method.scores import SCORES, TIME_SCORES
 from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, settings_of
-from dpap.rules import KINDS, RULES
-from dpap.scores import SCORES, TIME_SCORES
 
 T = TypeVar("T")
 NORMALIZATIONS = ("data", "imagenet")

@@ -1,4 +1,4 @@
-"""THE METHOD 3/3: `DPAP`, the thin stateful object that calls `plasticity` and `survival`.
+"""`DPAP`, the object that a training loop holds.
 
 It holds who is alive and what they survived on, and decides nothing: every number comes from the pure functions of the
 other two files, every victim from the account in `pruning.budget`.
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from dpap.checks import (
+from dpap.development.checks import (
     already_held,
     check_example,
     check_processes,
@@ -30,7 +30,11 @@ from dpap.checks import (
     settings_differ,
     shortfalls,
 )
-from dpap.development import DevelopmentReport, Notes, reported
+from dpap.development.observe import Observer, Seen
+from dpap.development.replay import Deaths
+from dpap.development.report import DevelopmentReport, Notes, reported
+from dpap.development.temporal import Temporal, TimeDecision, check_mode, time_part
+from dpap.development.window import Window
 from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import enlist
 from dpap.graph.export import Forward
@@ -39,8 +43,11 @@ from dpap.graph.group import Layer
 from dpap.graph.selection import Pattern
 from dpap.graph.walk import Unknown
 from dpap.hooks import OwnHook
-from dpap.observe import Observer, Seen
-from dpap.plasticity import Kind, Stats
+from dpap.method.plasticity import Kind, Stats
+from dpap.method.rules import Prune, Rule, costly_sums, resolve
+from dpap.method.schedule import RateWatch, Schedule
+from dpap.method.scores import Score, needs
+from dpap.method.survival import Clock, grow, survival_step, uninformed
 from dpap.processes import agree, world
 from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed, scheduled
 from dpap.pruning.compact import compacted, proven_steps, restored, trial_cut, two_samples
@@ -48,14 +55,8 @@ from dpap.pruning.mask import MaskKeeper, dead_masks
 from dpap.pruning.pace import Pace
 from dpap.pruning.pairs import TIME_METRICS
 from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers
-from dpap.replay import Deaths
-from dpap.rules import Prune, Rule, costly_sums, resolve
-from dpap.schedule import RateWatch, Schedule
-from dpap.scores import Score, needs
-from dpap.survival import Clock, grow, survival_step, uninformed
-from dpap.temporal import Temporal, TimeDecision, check_mode, time_part
-from dpap.timing import Mode, time_graph, timing_of
-from dpap.window import Window
+from dpap.time.graph import Mode, time_graph
+from dpap.time.timing import timing_of
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class DPAP:
         optimizer: The optimizer (or a list of them) that moves the model's parameters; foreign parameters are fine.
         total_steps: Calls of `step()` in the whole run: iterations, epochs, as you like. The epoch for the rules
             `paper` and `released`.
-        rule: "dpap", "paper", "released", or a `dpap.rules.Rule`.
+        rule: "dpap", "paper", "released", or a `dpap.method.rules.Rule`.
         target: Share of the dense network that stays: {"connectivity": 0.05}, or "macs", "parameters", "sops",
             "latency"; connectivity may be named together with macs or latency; where time steps are pruned, also
             "pairs" (of living units and steps) and "steps" (of layers). Without a target, how much dies emerges.
@@ -103,8 +104,8 @@ class DPAP:
             runs of the same seed need not be equal.
         prune: What may be pruned: "units" (channels and neurons), "synapses" (single connections) or "both". By default
             both, but for a target of macs, parameters or latency alone, which only whole units bring down: units.
-        score: What a unit or synapse is worth to its siblings: a name of `dpap.scores.SCORES`, or a function of
-            `dpap.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
+        score: What a unit or synapse is worth to its siblings: a name of `dpap.method.scores.SCORES`, or a function of
+            `dpap.method.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
         start: Share of the run after which deaths begin.
         stop: Share of the run after which they end.
         memory: Share of the run over which survival remembers.
@@ -125,8 +126,8 @@ class DPAP:
             "silence" (it integrates and cannot fire, as in the paper; nothing is spared but what its readers do).
         spiking_input: The model receives counts of spikes, such as frames of events: what the first layer does to them
             are synaptic operations.
-        replay: The deaths of another run (`dpap.replay.Deaths`): as many die of each group and weight at each
-            development step, and the score says who, by its use in that window alone, without memory.
+        replay: The deaths of another run (`dpap.development.replay.Deaths`): as many die of each group and weight at
+            each development step, and the score says who, by its use in that window alone, without memory.
 
     Attributes:
         graph: Groups, layers and sites (`dpap.graph.group.Graph`).

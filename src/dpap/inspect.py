@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dpap.graph.find import find_groups
 from dpap.graph.group import Graph, TensorSlice, UnitGroup
 from dpap.graph.walk import Unknown
+from dpap.method.survival import unit_floor
 from dpap.metrics import count_macs, count_parameters, count_synapses
-from dpap.survival import unit_floor
 
 MOST = 8  # names in a list of a table; the JSON form has them all
 

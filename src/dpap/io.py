@@ -27,7 +27,8 @@ from dpap.atomic import replace_file
 from dpap.errors import DPAPError
 from dpap.graph.module_rules import follow_all, require_rule
 from dpap.models import MODELS, build, built_from
-from dpap.timing import MODES, Mode, TimeGraph, Timing, timing_of, without_timing
+from dpap.time.graph import MODES, Mode, TimeGraph
+from dpap.time.timing import Timing, timing_of, without_timing
 
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 FORMAT, FORMAT_VERSION = "dpap.model", 2

@@ -137,7 +137,7 @@ def test_values_of_the_method_card_are_those_of_the_code() -> None:
     card = (ROOT / "docs" / "method-card.md").read_text(encoding="utf-8")
     values = dict(re.findall(r"^\| ([^|]+?) \| ([^|]+?) \|", card.split("## Where we differ")[0], flags=re.MULTILINE))
     arguments = inspect.signature(dpap.DPAP.__init__).parameters
-    rule = inspect.signature(importlib.import_module("dpap.rules").dpap).parameters
+    rule = inspect.signature(importlib.import_module("dpap.method.rules").dpap).parameters
     assert values["`start`, `stop`"] == f"{arguments['start'].default:.2f}, {arguments['stop'].default:.2f} of the run"
     assert values["`memory`"] == f"{arguments['memory'].default} of the run"
     assert values["`development_steps`"] == f"{arguments['development_steps'].default} a run"
@@ -150,4 +150,4 @@ def test_values_of_the_method_card_are_those_of_the_code() -> None:
 def test_all_scores_are_in_the_table() -> None:
     page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| `([a-z-]+)`", page.split("## Scores")[1].split("## ")[0], flags=re.MULTILINE)
-    assert sorted(named) == sorted(importlib.import_module("dpap.scores").SCORES)
+    assert sorted(named) == sorted(importlib.import_module("dpap.method.scores").SCORES)

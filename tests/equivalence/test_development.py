@@ -14,10 +14,10 @@ from replay import replay
 from torch import Tensor
 
 from dpap import DPAP, DevelopmentReport, Stats
-from dpap.rules import dpap as dpap_rule
-from dpap.rules import paper as paper_rule
-from dpap.scores import SCORES, per_kind
-from dpap.survival import percentile, relative, unit_floor
+from dpap.method.rules import dpap as dpap_rule
+from dpap.method.rules import paper as paper_rule
+from dpap.method.scores import SCORES, per_kind
+from dpap.method.survival import percentile, relative, unit_floor
 
 HIDDEN = ("conv1", "conv2", "fc")
 
@@ -276,7 +276,7 @@ class TestLinks:
         assert all(s.alive.shape == (s.weight.shape[:1] if s.kind == "unit" else s.weight.shape[:2]) for s in seen)
 
     def test_classical_bcm_is_silent_where_the_layer_is(self) -> None:
-        from dpap.scores import bcm_classical
+        from dpap.method.scores import bcm_classical
 
         zero = torch.zeros(3)
         stats = Stats(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dpap import DPAP, DPAPError
+from dpap.method.plasticity import WindowSums
 from dpap.neurons import LIF, over_time
-from dpap.plasticity import WindowSums
 
 
 def make(model: nn.Module, example: Any, **options: Any) -> DPAP:

@@ -15,9 +15,9 @@ from oracles.records import Record, make_record
 from replay import replay
 
 from dpap import DPAP, DPAPError, Stats
-from dpap.plasticity import SlidingSums, WindowSums
-from dpap.rules import paper as paper_rule
-from dpap.rules import released as released_rule
+from dpap.method.plasticity import SlidingSums, WindowSums
+from dpap.method.rules import paper as paper_rule
+from dpap.method.rules import released as released_rule
 
 HIDDEN = ("conv1", "conv2", "fc")
 
@@ -163,7 +163,7 @@ class TestPaper:
 
     def test_with_beta_10_and_the_smooth_exponent_no_filter_can_die(self) -> None:
         """Importance 0 in every epoch is the worst that can happen; the library's own chain, 2000 epochs."""
-        from dpap.survival import Clock, grow, survival_step
+        from dpap.method.survival import Clock, grow, survival_step
 
         def worst(beta: float) -> float:
             rule = paper_rule(beta=beta)
@@ -226,9 +226,9 @@ class TestDpap:
     @pytest.mark.parametrize("case", HAND_WORKED, ids=lambda c: c.name)
     def test_hand_worked(self, case) -> None:  # type: ignore[no-untyped-def]
         """Sums, R, A, D, u of a window against numbers worked on paper."""
-        from dpap.plasticity import activity, bcm_closed_form, mean_trace_weights, unit_spine
-        from dpap.scores import get_score
-        from dpap.survival import relative
+        from dpap.method.plasticity import activity, bcm_closed_form, mean_trace_weights, unit_spine
+        from dpap.method.scores import get_score
+        from dpap.method.survival import relative
 
         seen = case.batch["layer"]
         over = [torch.from_numpy(np.abs(a).mean(axis=3) if a.ndim == 4 else np.abs(a)) for a in (seen.pre, seen.post)]

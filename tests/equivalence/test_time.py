@@ -25,15 +25,16 @@ from torch.optim.swa_utils import AveragedModel
 import dpap
 from dpap import DPAP, find_groups
 from dpap.graph.group import Graph
+from dpap.method.plasticity import time_importance
+from dpap.method.rules import dpap as dpap_rule
+from dpap.method.survival import relative
 from dpap.metrics import measure
 from dpap.metrics.connectivity import stored_synapses
 from dpap.models import build
 from dpap.neurons import IF, LIF, PLIF, SpikingNeuron
-from dpap.plasticity import time_importance
 from dpap.pruning.compact import proven_steps
-from dpap.rules import dpap as dpap_rule
-from dpap.survival import relative
-from dpap.timing import Mode, TimeGraph, Timing, time_graph, timing_of
+from dpap.time.graph import Mode, TimeGraph, time_graph
+from dpap.time.timing import Timing, timing_of
 
 T = 6
 MODES: tuple[Mode, ...] = ("leak", "silence")
@@ -545,7 +546,7 @@ class TestResults:
         bare = copy.deepcopy(dev.model)
         assert timing_of(bare) is None
         everybody = copy.deepcopy(dev.masked())
-        dpap.timing.without_timing(everybody)
+        dpap.time.timing.without_timing(everybody)
         torch.testing.assert_close(bare(x), everybody.eval()(x), rtol=0, atol=1e-12)
         assert not torch.allclose(bare(x), dev.model(x))
 
@@ -596,7 +597,7 @@ class TestResults:
         timing = timing_of(small)
         assert timing is not None
         timing.update({n: torch.ones_like(alive) for n, alive in timing.pairs.items()})
-        dpap.timing.without_timing(plain := copy.deepcopy(small))
+        dpap.time.timing.without_timing(plain := copy.deepcopy(small))
         assert torch.equal(small(x), plain(x))
 
 

@@ -34,7 +34,8 @@ class Mutant(NamedTuple):
     new: str
 
 
-P, S, D, R, C = "plasticity.py", "survival.py", "developer.py", "rules.py", "schedule.py"
+P, S, R, C = (f"method/{name}.py" for name in ("plasticity", "survival", "rules", "schedule"))
+D = "developer.py"
 MUTANTS = (
     Mutant(P, "trace = decay * trace + spikes_t", "trace = trace + spikes_t"),
     Mutant(P, "torch.arange(num_steps - 1, -1, -1, dtype", "torch.arange(num_steps, 0, -1, dtype"),

@@ -12,7 +12,8 @@ from dpap.errors import DPAPError
 from dpap.graph.find import find_groups
 from dpap.metrics import accuracy, anytime
 from dpap.models import ConvNet
-from dpap.timing import Timing, time_graph
+from dpap.time.graph import time_graph
+from dpap.time.timing import Timing
 
 
 class Given(nn.Module):

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from dpap import DPAP, DevelopmentReport, DPAPError, Stats, find_groups
 from dpap.config import TargetConfig
 from dpap.graph.group import Graph
-from dpap.plasticity import Kind
+from dpap.method.plasticity import Kind
+from dpap.method.rules import dpap as dpap_rule
 from dpap.pruning import pace
 from dpap.pruning.budget import Account, Candidates, Taker, Victim, check_target
 from dpap.pruning.slice import Alive, Present
-from dpap.rules import dpap as dpap_rule
 
 
 def graph_of(model: nn.Module, *shape: int) -> Graph:

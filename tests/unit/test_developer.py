@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import dpap
 from dpap import DPAP, DevelopmentReport, DPAPError, Stats
-from dpap.rules import RULES, resolve
-from dpap.rules import dpap as dpap_rule
+from dpap.method.rules import RULES, resolve
+from dpap.method.rules import dpap as dpap_rule
 
 
 def mlp() -> nn.Sequential:
@@ -193,7 +193,7 @@ class TestWhatIsSeen:
             train(dev, 100)
 
     def test_a_score_that_wants_what_is_not_kept(self) -> None:
-        from dpap.scores import stdp
+        from dpap.method.scores import stdp
 
         def score(stats: Stats) -> Tensor:
             return stdp(stats)
@@ -340,7 +340,7 @@ class TestLearningRate:
 
 def test_dropped_warnings_of_a_rule_without_floors() -> None:
     """`paper` has no floor: emptying a layer is an error that names it, and nothing is changed."""
-    from dpap.rules import paper
+    from dpap.method.rules import paper
 
     model = SpikingNet()
     optimizer = torch.optim.SGD(model.parameters(), 0.0)

@@ -20,7 +20,8 @@ from dpap.errors import DPAPError
 from dpap.metrics import accuracy, anytime, count_macs, count_neuron_updates
 from dpap.models import READOUTS, ConvNet, build, built_from
 from dpap.pruning.compact import proven_steps
-from dpap.timing import Mode, Timing, time_graph, timing_of
+from dpap.time.graph import Mode, time_graph
+from dpap.time.timing import Timing, timing_of
 
 T = 6
 NET: dict[str, Any] = {

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpap.plasticity import (
+from dpap.method.plasticity import (
     WindowSums,
     activity,
     bcm_closed_form,
@@ -17,7 +17,7 @@ from dpap.plasticity import (
     spike_trace,
     stdp_update,
 )
-from dpap.survival import below, bonus, min_max, percentile_scale, relative, synapse_cap, unit_cap, unit_floor
+from dpap.method.survival import below, bonus, min_max, percentile_scale, relative, synapse_cap, unit_cap, unit_floor
 
 
 @given(st.integers(1, 9), st.sampled_from([0.1, 0.5, 0.9]))

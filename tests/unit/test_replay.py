@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dpap import DPAP, DevelopmentReport, DPAPError, Stats, find_groups
 from dpap.config import DevelopmentConfig, from_dict, to_toml
+from dpap.development.replay import Deaths, StepDeaths
+from dpap.method.rules import dpap as dpap_rule
 from dpap.pruning.budget import Account, Candidates, Taker
-from dpap.replay import Deaths, StepDeaths
 from dpap.report.history import read_history
-from dpap.rules import dpap as dpap_rule
 from dpap.training.loop import train
 
 

@@ -16,10 +16,10 @@ from dpap.data import Dataset, load_dataset
 from dpap.data.spec import unit_range
 from dpap.errors import DPAPError
 from dpap.io import load
+from dpap.method.scores import TIME_SCORES
 from dpap.metrics import accuracy
 from dpap.recipes import recipe
 from dpap.report.history import DevelopmentLine, EpochLine, read_history
-from dpap.scores import TIME_SCORES
 from dpap.training.loop import best_after_last_death, train, train_epoch
 from dpap.training.run import Run, make_rule, rate_share
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError, Stats
-from dpap.scores import TIME_SCORES, get_score, needs, norm_scale, outgoing, per_kind
+from dpap.method.scores import TIME_SCORES, get_score, needs, norm_scale, outgoing, per_kind
 
 INPUTS = torch.tensor([[1.0, 0.0], [1.0, 2.0], [1.0, 0.0], [0.0, 2.0]])
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError, load, save
+from dpap.development.replay import Deaths
+from dpap.development.temporal import check_mode
 from dpap.io import MANIFEST
+from dpap.method.rules import dpap as dpap_rule
 from dpap.neurons import LIF
 from dpap.pruning.pairs import PairAccount, check_time_target, in_order, take
-from dpap.replay import Deaths
-from dpap.rules import dpap as dpap_rule
-from dpap.temporal import check_mode
-from dpap.timing import timing_of
+from dpap.time.timing import timing_of
 
 T = 4
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import dpap.window
 from dpap import DPAP, DPAPError
+from dpap.development import window as window_module
+from dpap.development.window import Window
 from dpap.neurons import LIF
-from dpap.window import Window
 
 
 class Net(nn.Module):
@@ -46,10 +46,10 @@ def test_pooled_is_what_one_process_would_have_seen(shares: tuple[int, int], mon
         sent.append(list(tensors))
         return sent[-1]
 
-    monkeypatch.setattr(dpap.window, "world", lambda: (0, 2))
-    monkeypatch.setattr(dpap.window, "summed", record)
+    monkeypatch.setattr(window_module, "world", lambda: (0, 2))
+    monkeypatch.setattr(window_module, "summed", record)
     theirs.pooled()
-    monkeypatch.setattr(dpap.window, "summed", lambda tensors: [a + b for a, b in zip(tensors, sent[0], strict=True)])
+    monkeypatch.setattr(window_module, "summed", lambda tensors: [a + b for a, b in zip(tensors, sent[0], strict=True)])
     pooled = mine.pooled()
     assert (pooled.passes, pooled.skipped["evaluation"]) == (4, 1)
     for key, sums in whole.sums.items():
@@ -63,7 +63,7 @@ def test_pooled_is_what_one_process_would_have_seen(shares: tuple[int, int], mon
 
 def test_nobody_saw_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     window = seen([])
-    monkeypatch.setattr(dpap.window, "world", lambda: (0, 2))
-    monkeypatch.setattr(dpap.window, "summed", lambda tensors: list(tensors))
+    monkeypatch.setattr(window_module, "world", lambda: (0, 2))
+    monkeypatch.setattr(window_module, "summed", lambda tensors: list(tensors))
     with pytest.raises(DPAPError, match="No batch was observed"):
         window.pooled().of(window.layers[0])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dpap.errors import DPAPError
 from dpap.metrics.synops import Forward, evaluating, run, split
-from dpap.timing import timing_of
+from dpap.time.timing import timing_of
 
 
 def anytime(

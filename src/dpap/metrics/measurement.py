@@ -25,7 +25,8 @@ from dpap.metrics.synops import (
     run,
     split,
 )
-from dpap.timing import LivingSteps, timing_of
+from dpap.time.plan import LivingSteps
+from dpap.time.timing import timing_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

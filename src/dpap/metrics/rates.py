@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpap.graph.group import Graph, Site
 from dpap.metrics.connectivity import ALL
-from dpap.timing import timing_of
+from dpap.time.timing import timing_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

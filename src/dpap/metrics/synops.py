@@ -20,7 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from dpap.errors import DPAPError
 from dpap.graph.group import Graph, Layer, NeuronSite, Site
 from dpap.metrics.connectivity import ALL, check_living, check_widths, living_fan_out, living_pairs
-from dpap.timing import LivingSteps, timing_of
+from dpap.time.plan import LivingSteps
+from dpap.time.timing import timing_of
 
 Forward = Callable[[nn.Module, Any], Any]
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dpap.errors import DPAPError, unknown_name
 from dpap.graph.group import Graph, IntArray, Layer
-from dpap.survival import below, scheduled_share, synapse_cap, unit_cap, unit_floor
+from dpap.method.survival import below, scheduled_share, synapse_cap, unit_cap, unit_floor
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,9 @@ from dpap.hooks import OwnHook
 from dpap.pruning.draws import same_draws
 from dpap.pruning.mask import dead_masks
 from dpap.pruning.slice import Alive, Present, cut, put, tensor_of
-from dpap.timing import TimeGraph, proven, without_timing
+from dpap.time.graph import TimeGraph
+from dpap.time.proof import proven
+from dpap.time.timing import without_timing
 
 
 def compacted(model: nn.Module, present: Present, alive: Alive) -> nn.Module:

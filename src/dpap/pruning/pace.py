@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from dpap.graph.adapters import unlisted
 from dpap.graph.export import Forward
+from dpap.method.survival import ROUNDING, Clock, scheduled_share
 from dpap.metrics.latency import latency
 from dpap.processes import of_first
 from dpap.pruning.budget import Account, Candidates, Taker, fewest, out_of_reach
 from dpap.pruning.compact import compacted, restored
 from dpap.pruning.slice import Alive, Present
-from dpap.survival import ROUNDING, Clock, scheduled_share
 
 log = logging.getLogger(__name__)
 

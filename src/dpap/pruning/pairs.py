@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dpap.errors import DPAPError
+from dpap.method.survival import unit_cap
 from dpap.pruning.budget import BoolArray, FloatArray, check_share
-from dpap.survival import unit_cap
 
 TIME_METRICS = ("pairs", "steps")
 Order = Sequence[tuple[float, float, tuple[int, ...], bool]]

@@ -26,7 +26,7 @@ from dpap.graph.group import Graph
 from dpap.metrics import RateCounter
 from dpap.metrics.synops import evaluating
 from dpap.report.history import StepResult
-from dpap.timing import LivingSteps
+from dpap.time.plan import LivingSteps
 
 SAMPLES = 3
 SIDE = 64

@@ -28,7 +28,8 @@ from dpap.metrics import (
 from dpap.metrics.connectivity import distinct_layers, living_fan_out, living_inputs, living_outputs
 from dpap.models import build, built_from
 from dpap.report.history import LayerResult, NeuronResult, ResultLine
-from dpap.timing import LivingSteps, timing_of
+from dpap.time.plan import LivingSteps
+from dpap.time.timing import timing_of
 from dpap.training.activity import Activity, activity, living_step_share, step_results
 from dpap.training.checkpoint import RunFolder
 from dpap.training.data import evaluation_batch, in_format, load_data

@@ -19,14 +19,14 @@ from dpap.data import Dataset, DataSpec, Split
 from dpap.data.augment import Augment
 from dpap.data.spec import chosen_share, unit_range
 from dpap.developer import DPAP
-from dpap.development import DevelopmentReport
+from dpap.development.replay import Deaths
+from dpap.development.report import DevelopmentReport
 from dpap.errors import DPAPError
+from dpap.method.rules import RULES, Rule, dpap
+from dpap.method.scores import per_kind
 from dpap.metrics import accuracy
 from dpap.models import build
-from dpap.replay import Deaths
 from dpap.report.history import DevelopmentLine, EpochLine, Line, ResultLine, RunLine
-from dpap.rules import RULES, Rule, dpap
-from dpap.scores import per_kind
 from dpap.training.checkpoint import RunFolder, restore
 from dpap.training.data import evaluation_batch, in_format, load_data
 from dpap.training.evaluate import memory_format, placed, require_device

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dpap.development.temporal import TimeDecision
 from dpap.pruning.budget import Taker
-from dpap.temporal import TimeDecision
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dpap.errors import DPAPError
 from dpap.hooks import OwnHook
-from dpap.rules import KINDS, Rule
+from dpap.method.rules import KINDS, Rule
 
 BY_UNITS = frozenset({"macs", "parameters", "latency"})
 """Targets that dead connections do not bring nearer."""

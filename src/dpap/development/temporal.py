@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from dpap.errors import DPAPError
 from dpap.graph.group import Graph, Layer, Site
-from dpap.plasticity import Kind
+from dpap.method.plasticity import Kind
+from dpap.method.rules import Rule, Sums
+from dpap.method.survival import Clock, below, grow, scheduled_share, survival_step
 from dpap.pruning.pairs import PairAccount, check_time_target, in_order, strike, take
 from dpap.pruning.slice import Alive, Present
-from dpap.rules import Rule, Sums
-from dpap.survival import Clock, below, grow, scheduled_share, survival_step
-from dpap.timing import Mode, TimeGraph, Timing
+from dpap.time.graph import Mode, TimeGraph
+from dpap.time.timing import Timing
 
 FindSums = Callable[[Layer], Sums]
 

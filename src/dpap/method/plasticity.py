@@ -1,4 +1,4 @@
-"""THE METHOD 1/3: spike trace, BCM plasticity, dendritic spine.
+"""Spike trace, BCM plasticity, dendritic spine.
 
 What the network did, seen from each unit and each synapse. One pure function per equation of the paper (Han et al.,
 IEEE TPAMI 2025, arXiv 2211.12714; the numbers are its equation numbers), and the two ways of keeping its sums: over a

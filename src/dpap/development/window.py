@@ -13,9 +13,9 @@ from torch import Tensor
 
 from dpap.errors import DPAPError
 from dpap.graph.group import Layer
-from dpap.plasticity import WindowSums
+from dpap.method.plasticity import WindowSums
+from dpap.method.rules import Rule, Sums, costly_sums
 from dpap.processes import summed, world
-from dpap.rules import Rule, Sums, costly_sums
 
 log = logging.getLogger(__name__)
 

@@ -35,7 +35,7 @@ class Observer:
         graph: Tells T.
         layers: What to see.
         on_pass: Called when a block ends, once for each of its passes, with all layers.
-        on_skip: Called for a pass that does not count, with the reason (`dpap.window.SKIPPED`).
+        on_skip: Called for a pass that does not count, with the reason (`dpap.development.window.SKIPPED`).
         mean_positions: Average over space; else sum.
         rectify: Take the size of what may be negative.
         weigh_arrivals: Also count arriving spikes, for a target of synaptic operations.

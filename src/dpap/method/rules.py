@@ -20,10 +20,20 @@ import torch
 from torch import Tensor
 
 from dpap.errors import DPAPError, unknown_name
-from dpap.graph.group import LayerKind
-from dpap.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_weights, mean_trace_weights
-from dpap.scores import TIME_SCORES, Score, TimeScore, get_score, importance, needs, spine
-from dpap.survival import Clock, Link, bonus, leak, min_max, offset, percentile_scale, relative, rising_level, times
+from dpap.method.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_weights, mean_trace_weights
+from dpap.method.scores import TIME_SCORES, Score, TimeScore, get_score, importance, needs, spine
+from dpap.method.survival import (
+    Clock,
+    Link,
+    bonus,
+    leak,
+    min_max,
+    offset,
+    percentile_scale,
+    relative,
+    rising_level,
+    times,
+)
 
 Prune = Literal["units", "synapses", "both"]
 KINDS: dict[str, frozenset[Kind]] = {
@@ -32,6 +42,7 @@ KINDS: dict[str, frozenset[Kind]] = {
     "both": frozenset({"unit", "synapse"}),
 }
 """What may be pruned, by the name that a user gives it."""
+LayerKind = Literal["conv", "linear"]
 TRACE_DECAY = 0.5  # tau, paper section II
 Sums = WindowSums | SlidingSums
 
@@ -256,5 +267,5 @@ def resolve(rule: str | Rule, *, score: Score | str | None) -> Rule:
 
 
 def costly_sums(rule: Rule) -> frozenset[str]:
-    """What the rule's score reads beyond the cheap sums; see `dpap.scores.needs`."""
+    """What the rule's score reads beyond the cheap sums; see `dpap.method.scores.needs`."""
     return needs(rule.score)

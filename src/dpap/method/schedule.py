@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from dpap.errors import DPAPError
-from dpap.survival import ROUNDING, Clock
+from dpap.method.survival import ROUNDING, Clock
 
 log = logging.getLogger(__name__)
 

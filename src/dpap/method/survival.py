@@ -1,4 +1,4 @@
-"""THE METHOD 2/3: survival. Use it or lose it, and gradually decay.
+"""Survival. Use it or lose it, and gradually decay.
 
 A score becomes growth through a chain of small maps (`Link`); survival is the memory of growth; who falls below the
 level dies. Pure functions of tensors. Only `survival` remembers anything, so there is one tensor to print, plot and

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpap.development import DevelopmentReport
+from dpap.development.report import DevelopmentReport
 from dpap.errors import DPAPError
 from dpap.graph.group import IntArray
+from dpap.method.schedule import Schedule
 from dpap.pruning.budget import Candidates, Taker
 from dpap.report.history import DevelopmentLine, read_history
-from dpap.schedule import Schedule
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpap.errors import DPAPError, unknown_name
-from dpap.plasticity import Stats, bcm_closed_form, bcm_turnover, synapse_spine, unit_spine
+from dpap.method.plasticity import Stats, bcm_closed_form, bcm_turnover, synapse_spine, unit_spine
 
 Score = Callable[[Stats], Tensor]
 _S = TypeVar("_S", bound=Score)

@@ -1,0 +1,1 @@
+"""One development step as a pipeline: observe, sum up the window, score, decide, commit, report."""
