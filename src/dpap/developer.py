@@ -11,12 +11,10 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from dpap.development.checks import (
@@ -30,26 +28,27 @@ from dpap.development.checks import (
     settings_differ,
     shortfalls,
 )
+from dpap.development.decide import Decider, Decision
 from dpap.development.observe import Observer, Seen
+from dpap.development.plan import Plan, check_optimized
 from dpap.development.replay import Deaths
-from dpap.development.report import DevelopmentReport, Notes, reported
-from dpap.development.temporal import Temporal, TimeDecision, check_mode, time_part
+from dpap.development.report import DevelopmentReport
+from dpap.development.survivors import Survivors
+from dpap.development.temporal import Temporal, check_mode, time_part
 from dpap.development.window import Window
 from dpap.errors import DPAPError, refusing
 from dpap.graph.adapters import enlist
 from dpap.graph.export import Forward
 from dpap.graph.find import find_groups
-from dpap.graph.group import Layer
 from dpap.graph.selection import Pattern
 from dpap.graph.walk import Unknown
 from dpap.hooks import OwnHook
-from dpap.method.plasticity import Kind, Stats
-from dpap.method.rules import Prune, Rule, costly_sums, resolve
+from dpap.method.rules import Prune, Rule, resolve
 from dpap.method.schedule import RateWatch, Schedule
-from dpap.method.scores import Score, needs
-from dpap.method.survival import Clock, grow, survival_step, uninformed
+from dpap.method.scores import Score
+from dpap.method.survival import Clock
 from dpap.processes import agree, world
-from dpap.pruning.budget import Account, Candidates, Taker, check_target, choose, missed, scheduled
+from dpap.pruning.budget import Account, check_target
 from dpap.pruning.compact import compacted, proven_steps, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
 from dpap.pruning.pace import Pace
@@ -59,19 +58,6 @@ from dpap.time.graph import Mode, time_graph
 from dpap.time.timing import timing_of
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Decision:
-    """A development step worked out, not yet made."""
-
-    survival: dict[str, Tensor]
-    synapse_survival: dict[str, Tensor]
-    alive: dict[str, Tensor]
-    synapses: dict[str, Tensor]
-    exchange: float
-    time: TimeDecision | None
-    report: DevelopmentReport
 
 
 class DPAP:
@@ -207,32 +193,21 @@ class DPAP:
             forward=forward,
             spiking_input=spiking_input,
         )
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._groups = tuple(g for g in self.graph.groups if g.protected is None and "unit" in self.rule.kinds)
-        self._synaptic = self._prunable_synapses(parameters)
-        self._layers = self._observed_layers(all_spikes="sops" in (target or {}))
-        self._check_model(parameters)
+        self._plan = plan = Plan.of(
+            model, self.graph, self.rule, self.schedule, seed=seed, all_spikes="sops" in (target or {})
+        )
+        check_optimized(plan, self.optimizers)
         trial_cut(model, self.graph, example_input, forward)
-
-        self.alive = {g.name: torch.ones(g.units, dtype=torch.bool) for g in self.graph.groups}
-        self.survival = {
-            g.name: torch.full((g.units,), self.rule.initial, dtype=_sum_dtype(parameters)) for g in self._groups
-        }
-        weights = {layer.weight: parameters[layer.weight] for layer in self._synaptic}
-        self.synapse_masks = {n: torch.ones(w.shape[:2], dtype=torch.bool, device=w.device) for n, w in weights.items()}
-        self.synapse_survival = {
-            n: torch.full(w.shape[:2], self.rule.initial, dtype=_sum_dtype(parameters), device=w.device)
-            for n, w in weights.items()
-        }
+        self._survivors = Survivors.first(plan)
+        parameters = plan.parameters
         copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
-        account = self._account()
+        account = self._survivors.account()
         self.target = self._checked_target(target, account)
         example = two_samples(self.graph, example_input)
         self.replay = self._checked_replay(replay, timed=time is not None)
-        self._dense = {metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")}
-        self._exchange = 1.0
-        """Share of MACs / share of latency, as last measured."""
-
+        dense: dict[str, float] = {
+            metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")
+        }
         self._shrinker = Shrinker(model, self.graph, self.optimizers, copies, example, forward)
         self._pace = None
         if "latency" in self.target:
@@ -241,13 +216,12 @@ class DPAP:
                 example=example_input,
                 forward=forward,
                 target=self.target["latency"],
-                macs=self._dense["macs"],
+                macs=dense["macs"],
             )
             self._pace.check(account, set(self.rule.kinds), self._shrinker.present)
-        self._parameters = parameters
         agree(
             [str(self._settings()), str({name: tuple(p.shape) for name, p in parameters.items()})],
-            self._device,
+            self._plan.device,
             DPAPError(
                 "The processes made DPAP with different arguments or of different models.",
                 fix="make the same model and the same DPAP in all of them.",
@@ -257,27 +231,37 @@ class DPAP:
         # Hooks from here on: whatever is refused was refused above, or takes them off again.
         self._masks = MaskKeeper(model, self.optimizers, copies, owner=self)
         try:
-            self._temporal = self._timed(time, time_target, copies, example, forward, _sum_dtype(parameters))
+            self._temporal = self._timed(time, time_target, copies, example, forward, plan.dtype)
         except DPAPError:
             self._masks.close()
             raise
+        self._decider = Decider(
+            plan=plan,
+            survivors=self._survivors,
+            target=self.target,
+            replay=self.replay,
+            shrinker=self._shrinker,
+            pace=self._pace,
+            temporal=self._temporal,
+            dense=dense,
+        )
         self._load_guard = model.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
             OwnHook(self._shrinker.refuse_dense)
         )
         self._window = self._seen = Window(
             rule=self.rule,
             num_steps=self.graph.num_steps,
-            layers=self._layers,
-            devices={layer.weight: parameters[layer.weight].device for layer in self._layers},
-            dtype=_sum_dtype(parameters),
+            layers=plan.layers,
+            devices={layer.weight: parameters[layer.weight].device for layer in plan.layers},
+            dtype=plan.dtype,
             pairs=frozenset(self.synapse_masks),
             timed=frozenset() if self._temporal is None else frozenset(self._temporal.layers),
-            arriving=frozenset(x.weight for x in self._layers if "sops" in self.target and x.spike_divisor is not None),
+            arriving=frozenset(x.weight for x in plan.layers if "sops" in self.target and x.spike_divisor is not None),
         )
         self._observer = Observer(
             model,
             self.graph,
-            self._layers,
+            plan.layers,
             self._add,
             lambda reason: self._window.skip(reason),
             mean_positions=self.rule.mean_positions,
@@ -300,10 +284,6 @@ class DPAP:
         self._watching = self.schedule.watches_after(0)
         self._rate = RateWatch(self.schedule, self.optimizers)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self._parameters.values())).device
-
     def _settings(self) -> dict[str, Any]:
         """What a run is, beside its network: a saved state of another one is refused, and so are unlike processes."""
         s, end = self.schedule, Clock(progress=1, elapsed=0, start=0, stop=1, memory=self.schedule.memory, epoch=0)
@@ -323,6 +303,22 @@ class DPAP:
         }
 
     @property
+    def alive(self) -> dict[str, Tensor]:
+        return self._survivors.alive
+
+    @property
+    def survival(self) -> dict[str, Tensor]:
+        return self._survivors.survival
+
+    @property
+    def synapse_masks(self) -> dict[str, Tensor]:
+        return self._survivors.synapse_masks
+
+    @property
+    def synapse_survival(self) -> dict[str, Tensor]:
+        return self._survivors.synapse_survival
+
+    @property
     def pairs(self) -> dict[str, Tensor]:
         return {} if self._temporal is None else self._temporal.pairs
 
@@ -336,63 +332,6 @@ class DPAP:
             if first.steps_taken:
                 raise already_held(model)
             first.close()
-
-    def _prunable_synapses(self, parameters: Mapping[str, Tensor]) -> tuple[Layer, ...]:
-        if "synapse" not in self.rule.kinds:
-            return ()
-        protected = {g.name for g in self.graph.groups if g.protected is not None}
-        chosen = {
-            layer.weight: layer
-            for layer in self.graph.layers
-            if layer.kind == "linear"
-            and layer.pre is not None
-            and layer.weight not in self.graph.ignored
-            and parameters[layer.weight].requires_grad
-            and (self.rule.classifier or layer.out_group not in protected)
-        }
-        return tuple(chosen.values())
-
-    def _observed_layers(self, all_spikes: bool) -> tuple[Layer, ...]:
-        groups, weights = {g.name for g in self._groups}, {layer.weight for layer in self._synaptic}
-        return tuple(
-            layer
-            for layer in self.graph.layers
-            if layer.pre is not None
-            and (
-                layer.out_group in groups or layer.weight in weights or (all_spikes and layer.spike_divisor is not None)
-            )
-        )
-
-    def _check_model(self, parameters: Mapping[str, Tensor]) -> None:
-        if not self._groups and not self._synaptic:
-            reasons = (
-                "; ".join(f"{g.name}: {g.protected}" for g in self.graph.groups)
-                or "no convolution or linear layer found"
-            )
-            raise DPAPError(f"There is nothing to prune in this {type(self.model).__name__}.", where=reasons)
-        moved = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        names = {
-            s.tensor for g in self._groups for s in (*g.producers, *g.consumers) if s.masked and s.tensor in parameters
-        }
-        names |= {layer.weight for layer in self._synaptic}
-        missing = sorted(name for name in names if id(parameters[name]) not in moved)
-        if missing:
-            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-            raise DPAPError(
-                f"{len(missing)} prunable parameters are in none of the optimizers given: {shown}.",
-                fix="pass the optimizer that was made from model.parameters() of this very model (a list if there are "
-                "several), or freeze them with requires_grad_(False), which protects them.",
-            )
-        if self.rule.needs_neurons and not self.graph.neurons:
-            raise DPAPError(
-                f"Rule {self.rule.name!r} is the authors' script, which has no network without spikes.",
-                fix='use rule="paper" or "dpap".',
-            )
-        if "stdp" in costly_sums(self.rule) and self.graph.num_steps == 1:
-            raise DPAPError(
-                "Spike-timing plasticity needs more than one time step; this network has T = 1.",
-                fix="use another score.",
-            )
 
     def _checked_target(self, target: Mapping[str, float] | None, account: Account) -> dict[str, float]:
         if target and not self.rule.windowed:
@@ -436,7 +375,7 @@ class DPAP:
         if timed:
             raise DPAPError("A replay holds deaths of units and synapses, none of time steps.", fix="leave time= out.")
         dense = {g.name: g.units for g in self.graph.groups}
-        mortal = {g.name: g.units for g in self._groups} | {n: m.numel() for n, m in self.synapse_masks.items()}
+        mortal = {g.name: g.units for g in self._plan.groups} | {n: m.numel() for n, m in self.synapse_masks.items()}
         replay.check(self.schedule, self.rule.name, dense, mortal)
         return replay
 
@@ -527,11 +466,11 @@ class DPAP:
         """How often parameters were written, as PyTorch counts; zeros that are written again do not count."""
         return sum(p._version for p in self._masks.parameters.values())
 
-    def _agree_on(self, decision: _Decision) -> None:
+    def _agree_on(self, decision: Decision) -> None:
         time = {} if decision.time is None else decision.time.pairs
         agree(
             [*decision.alive.values(), *decision.synapses.values(), *time.values()],
-            self._device,
+            self._plan.device,
             DPAPError(
                 "The processes would prune differently, so their networks are not the same; nothing was pruned.",
                 where=self._position,
@@ -542,15 +481,21 @@ class DPAP:
 
     def _warn_of_shortfalls(self, when: str) -> None:
         asked = {m: share for m, share in self.target.items() if m not in ("sops", "latency")}
-        account = self._account()
-        there = {metric: account.count(metric) / self._dense[metric] for metric in asked}
+        account = self._survivors.account()
+        there = {metric: account.count(metric) / self._decider.dense[metric] for metric in asked}
         if self._temporal is not None:
             asked |= self._temporal.target
             there |= dict(zip(("pairs", "steps"), self._temporal.shares(self.alive), strict=True))
-        broken = [name for name, p in self._parameters.items() if not bool(p.isfinite().all())]
+        broken = [name for name, p in self._plan.parameters.items() if not bool(p.isfinite().all())]
         stop = self.schedule.stop if self.rule.windowed else 0.0
         for line in shortfalls(self.steps_taken, self.total_steps, stop, asked, there, broken):
             log.warning("%s: %s.", when, line)
+
+    def _decide(self) -> Decision:
+        clock = self.schedule.clock(self.steps_taken, last=self._last, developments=self._developments)
+        self._seen = self._window.pooled()
+        self._seen.check(where=self._position)
+        return self._decider.decide(self._seen, clock, step=self.steps_taken, position=self._position)
 
     def preview(self) -> DevelopmentReport:
         """What a development step would do now, at the level of now and with what this window saw; changes nothing.
@@ -562,173 +507,6 @@ class DPAP:
                 "Nothing has been observed in this window yet.", fix="call preview() after a pass inside observing()."
             )
         return self._decide().report
-
-    @torch.no_grad()
-    def _decide(self) -> _Decision:
-        """Score, grow, survive, and take the victims on paper; nothing of the object changes."""
-        clock = self.schedule.clock(self.steps_taken, last=self._last, developments=self._developments)
-        self._seen = self._window.pooled()
-        self._seen.check(where=self._position)
-        notes = Notes()
-        survival, use = dict(self.survival), {}
-        synapse_survival, synapse_use = dict(self.synapse_survival), {}
-        if clock.epoch >= self.rule.first_epoch:
-            for group in self._groups:
-                name = group.name
-                use[name], growth = self._unit_growth(name, group.units, clock, notes)
-                survival[name] = self._survived(survival[name], growth, self.alive[name], clock)
-            for layer in self._synaptic:
-                name = layer.weight
-                synapse_use[name], growth = self._synapse_growth(layer, clock, notes)
-                living = self._living_synapses(layer)
-                synapse_survival[name] = self._survived(synapse_survival[name], growth, living, clock)
-        taker = Taker(
-            account=self._account(),
-            elapsed=clock.elapsed,
-            capped=self.rule.windowed and not (self.replay or (clock.q >= 1 and self.target)),
-        )
-        account = taker.account
-        groups = {g.name: n for n, g in enumerate(self.graph.groups)}
-        edges = {e.weight: n for n, e in enumerate(account.edges)}
-        ranked, synapse_ranked = (use, synapse_use) if self.replay else (survival, synapse_survival)
-        exchange = self._exchange
-        if clock.q > 0 or not self.rule.windowed:
-            units = Candidates.of(
-                [(groups[n], ranked[n], use[n], self.alive[n]) for n in use],
-                self.rule.level("unit", clock),
-                self.rule.tolerance,
-            )
-            synapses = Candidates.of(
-                [(edges[w], synapse_ranked[w], synapse_use[w], self.synapse_masks[w]) for w in synapse_use],
-                self.rule.level("synapse", clock),
-                self.rule.tolerance,
-                fallen_only=not (self.replay or self.target.keys() & {"connectivity", "sops"}),
-            )
-            if not self.rule.windowed:
-                taker.all_fallen(units, synapses, permanent=self.rule.permanent)
-            elif self.replay:
-                self.replay.take(taker, units, synapses, self.steps_taken)
-            else:
-                exchange = self._choose(taker, units, synapses, clock)
-        alive, masks = self._outcome(taker)
-        timed = None
-        if self._temporal is not None:
-            timed = self._temporal.decide(alive, self._seen.of, clock, warn=notes.warnings.append)
-        report = reported(
-            taker,
-            notes,
-            timed,
-            step=self.steps_taken,
-            progress=clock.progress,
-            dense=self._dense["connectivity"],
-            use=use,
-            survival=survival,
-            alive=alive,
-        )
-        return _Decision(survival, synapse_survival, alive, masks, exchange, timed, report)
-
-    def _survived(self, survival: Tensor, growth: Tensor, alive: Tensor, clock: Clock) -> Tensor:
-        """Survival after this step; the dead of a permanent rule keep what they died with."""
-        new = survival_step(survival, growth, self.rule.gamma(clock))
-        return torch.where(alive, new, survival) if self.rule.permanent else new
-
-    def _unit_growth(self, name: str, units: int, clock: Clock, notes: Notes) -> tuple[Tensor, Tensor]:
-        """u and growth of a group: the mean over the layers that drive it (what shrinks together votes together)."""
-        members = [layer for layer in self._layers if layer.out_group == name and layer.post is not None]
-        uses, growths = [], []
-        for layer in members:
-            alive = self.alive[name] if self.rule.permanent else torch.ones(units, dtype=torch.bool)
-            score = self._score(layer, "unit", alive[torch.from_numpy(layer.out_units)]).cpu()
-            per_unit = torch.zeros(units, dtype=score.dtype).index_add_(0, torch.from_numpy(layer.out_units), score)
-            if self.rule.windowed and uninformed(per_unit, alive):
-                notes.warnings.append(
-                    f"{layer.name}: no unit stands out in this window (all scores are 0); all count alike"
-                )
-            if self.rule.windowed:
-                active = self._seen.of(layer).sums["y"].cpu() > 0
-                stuck = int((alive & (per_unit == 0))[torch.from_numpy(layer.out_units)][active].sum())
-                if stuck:
-                    notes.at_threshold[name] = notes.at_threshold.get(name, 0) + stuck
-            links = self.rule.links(layer.kind, "unit", clock)
-            use = grow(per_unit, alive, links[:1])
-            uses.append(use)
-            growths.append(grow(use, alive, links[1:]))
-        return torch.stack(uses).mean(0), torch.stack(growths).mean(0).to(self.survival[name])
-
-    def _synapse_growth(self, layer: Layer, clock: Clock, notes: Notes) -> tuple[Tensor, Tensor]:
-        """u and growth of a weight's synapses: the mean over the calls of its layer."""
-        alive = self._living_synapses(layer)
-        uses, growths = [], []
-        for call in self._layers:
-            if call.weight == layer.weight:
-                score = self._score(call, "synapse", alive)
-                rows = uninformed(score, alive) if self.rule.windowed else 0
-                if rows:
-                    notes.warnings.append(
-                        f"{layer.name}: {rows} rows of synapses carried no information; all in them count alike"
-                    )
-                links = self.rule.links(call.kind, "synapse", clock)
-                uses.append(grow(score, alive, links[:1]))
-                growths.append(grow(uses[-1], alive, links[1:]))
-        growth = torch.stack(growths).mean(0).to(self.synapse_survival[layer.weight])
-        return torch.stack(uses).mean(0), growth
-
-    def _with_neighbours(self, stats: Stats, layer: Layer) -> Stats:
-        """With the weights around the layer's units, where the score asks for them."""
-        group, rows = self.graph.group(layer.out_group), torch.from_numpy(layer.out_units)
-        asked = needs(self.rule.score)
-        if "norm_scale" in asked:
-            for part in group.producers:
-                owner, _, name = part.tensor.rpartition(".")
-                if name == "weight" and isinstance(self.model.get_submodule(owner), _NormBase):
-                    stats = replace(stats, norm_scale=self._dense_weight(part.tensor)[rows])
-        if "outgoing" in asked:
-            total = torch.zeros(group.units, dtype=stats.y.dtype, device=stats.y.device)
-            for part in group.consumers:
-                per_entry = self._dense_weight(part.tensor).abs().transpose(0, part.axis).flatten(1).sum(1)
-                total += per_entry.to(total)[torch.from_numpy(part.entries)].sum(1)
-            stats = replace(stats, outgoing=total[rows])
-        return stats
-
-    def _dense_weight(self, name: str) -> Tensor:
-        """A parameter in the shape of the dense network, with zeros where dead units were cut."""
-        return self._shrinker.present.dense(name, self._parameters[name].detach())
-
-    def _living_synapses(self, layer: Layer) -> Tensor:
-        """(O, I): who enters the statistics; a permanent rule's masks leave out what dead units make or read."""
-        mask = self.synapse_masks[layer.weight]
-        return mask if self.rule.permanent else torch.ones_like(mask)
-
-    def _score(self, layer: Layer, kind: Kind, alive: Tensor) -> Tensor:
-        sums = self._seen.of(layer)
-        weight = self._dense_weight(layer.weight)
-        if layer.transposed:
-            weight = weight.transpose(0, 1)
-        if not all(bool(total.isfinite().all()) for total in sums.sums.values()):
-            raise self._not_finite(layer, "activity seen there holds")
-        stats = sums.stats(layer.name, kind, self.seed, weight, alive.to(weight.device))
-        if kind == "unit":
-            stats = self._with_neighbours(stats, layer)
-        score: Any = self.rule.score(stats)  # a user's function may answer anything
-        shape = weight.shape[:1] if kind == "unit" else weight.shape[:2]
-        if not isinstance(score, Tensor) or score.shape != shape:
-            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise DPAPError(
-                f"The score of {layer.name} for kind {kind!r} answered {got}.",
-                fix=f"answer a tensor of shape {tuple(shape)}.",
-            )
-        if not bool(score.isfinite().all()):
-            raise self._not_finite(layer, "score is not finite: its weights, or the score function, hold")
-        if self.rule.windowed and bool((score < 0).any()):
-            raise DPAPError(f"The score of {layer.name} for kind {kind!r} is negative.", fix="a score is >= 0.")
-        return score
-
-    def _not_finite(self, layer: Layer, what: str) -> DPAPError:
-        return DPAPError(
-            f"{layer.name}: the {what} NaN or infinity.",
-            where=self._position,
-            fix="lower the learning rate or clip gradients, and go on from the last checkpoint.",
-        )
 
     @property
     def _position(self) -> str:
@@ -742,44 +520,12 @@ class DPAP:
             floors=self.rule.windowed,
         )
 
-    def _choose(self, taker: Taker, units: Candidates, synapses: Candidates, clock: Clock) -> float:
-        """Within floors, caps and the target; what latency costs in MACs from now on."""
-        if "sops" in self.target:
-            self._open_arrivals(taker.account)
-        exchange = self._exchange
-        if self._pace is not None:
-            exchange = self._pace.pay(taker, units, clock, exchange, self._shrinker.present)
-        choose(taker, units, synapses, scheduled(self.target, clock.q), self._dense)
-        if clock.q >= 1:
-            for metric, share in missed(taker.account, self.target, self._dense).items():
-                wanted = self.target[metric]
-                log.warning("The target of %.4f %s was missed: %.4f is left.", wanted, metric, share)
-        return exchange
-
-    def _open_arrivals(self, account: Account) -> None:
-        """Spikes per sample as the window saw them; SOPs are a share of what the last window before any death spent."""
-        account.arrivals = [self._seen.arrivals_per_sample(e.weight) for e in account.edges]
-        self._dense.setdefault("sops", account.sops())
-
-    def _outcome(self, taker: Taker) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        account = taker.account
-        alive = {g.name: torch.from_numpy(a.copy()) for g, a in zip(self.graph.groups, account.alive, strict=True)}
-        weights = {e.weight: n for n, e in enumerate(account.edges)}
-        synapses = {}
-        for name, mask in self.synapse_masks.items():
-            if self.rule.permanent:
-                synapses[name] = torch.from_numpy(account.edges[weights[name]].living.copy()).to(mask.device)
-            else:  # the mask of its own deaths; rows of dead units are struck beside it
-                synapses[name] = mask.clone()
-                struck = [index for owner, index in taker.synapses if owner == weights[name]]
-                synapses[name].view(-1)[struck] = False
-        return alive, synapses
-
     @torch.no_grad()
-    def _commit(self, decision: _Decision) -> DevelopmentReport:
-        self.survival, self.synapse_survival = decision.survival, decision.synapse_survival
-        self.alive, self.synapse_masks = decision.alive, decision.synapses
-        self._exchange = decision.exchange
+    def _commit(self, decision: Decision) -> DevelopmentReport:
+        lives = self._survivors
+        lives.survival, lives.synapse_survival = decision.survival, decision.synapse_survival
+        lives.alive, lives.synapse_masks = decision.alive, decision.synapses
+        self._decider.exchange = decision.exchange
         report = decision.report
         if self._temporal is not None and decision.time is not None:
             self._temporal.commit(decision.time)
@@ -800,7 +546,7 @@ class DPAP:
         return report
 
     def _update_masks(self) -> None:
-        self._masks.update(dead_masks(self._parameters, self._shrinker.present, self.alive, self.synapse_masks))
+        self._masks.update(dead_masks(self._plan.parameters, self._shrinker.present, self.alive, self.synapse_masks))
 
     def _shrink_if_due(self) -> None:
         if self.shrink == "never":
@@ -833,8 +579,8 @@ class DPAP:
 
     def _strike_weights(self) -> None:
         """Rule `released`: rows and synapses are multiplied by the mask once; nothing keeps them from growing again."""
-        for layer in self._layers:
-            weight: Tensor = self._parameters[layer.weight]
+        for layer in self._plan.layers:
+            weight: Tensor = self._plan.parameters[layer.weight]
             weight = weight.transpose(0, 1) if layer.transposed else weight
             rows = self.alive[layer.out_group][torch.from_numpy(layer.out_units)].to(weight.device)
             weight[~rows] = 0
@@ -850,7 +596,7 @@ class DPAP:
 
     def connectivity(self) -> float:
         """Living synapses / synapses of the dense network, over all convolution and linear weights."""
-        return self._account().connectivity() / self._dense["connectivity"]
+        return self._survivors.account().connectivity() / self._decider.dense["connectivity"]
 
     def compact(self) -> nn.Module:
         """An independent plain module without the dead units; the model and `dev` stay as they are.
@@ -913,8 +659,8 @@ class DPAP:
             "watching": self._watching,
             "peak_rate": self._rate.peak,
             "previous_rate": self._rate.previous,
-            "dense": dict(self._dense),
-            "exchange": self._exchange,
+            "dense": dict(self._decider.dense),
+            "exchange": self._decider.exchange,
             "alive": dict(self.alive),
             "survival": dict(self.survival),
             "synapse_masks": dict(self.synapse_masks),
@@ -936,14 +682,14 @@ class DPAP:
             fix="load one that was saved by state_dict() and not changed since; nothing was changed here.",
         ):
             self._check_state(state)
-            before, weights = self.state_dict(), {name: p.detach().clone() for name, p in self._parameters.items()}
+            before, weights = self.state_dict(), {name: p.detach().clone() for name, p in self._plan.parameters.items()}
             try:
                 self._load(state)
             except Exception:
                 self._load(before)
                 with torch.no_grad():
                     for name, weight in weights.items():
-                        self._parameters[name].copy_(weight)
+                        self._plan.parameters[name].copy_(weight)
                 raise
 
     def _load(self, state: Mapping[str, Any]) -> None:
@@ -957,12 +703,12 @@ class DPAP:
         self._developments, self._blocks = int(state["developments"]), int(state["blocks"])
         self._passes, self._watching = int(state["passes"]), bool(state["watching"])
         self._rate.peak, self._rate.previous = float(state["peak_rate"]), float(state["previous_rate"])
-        self._dense = dict(state["dense"])
-        self._exchange = float(state["exchange"])
+        self._decider.dense = dict(state["dense"])
+        self._decider.exchange = float(state["exchange"])
         self._moved = (self._masks.steps, self._writes(), False)
         self._window = window
         for name, found in tensors.items():
-            setattr(self, name, found)
+            setattr(self._survivors, name, found)
         if self.rule.permanent:
             self._update_masks()
         if self._temporal is not None:
@@ -1022,8 +768,8 @@ class DPAP:
         ]
         for group in self.graph.groups:
             lines.append(textwrap.indent(group.describe(int(self.alive[group.name].sum())), "  "))
-        for layer in self._synaptic:
-            mask = self._living_synapses(layer)
+        for layer in self._plan.synaptic:
+            mask = self._survivors.living_synapses(layer)
             lines.append(f"  synapses of {layer.weight}: {int(mask.sum())} of {mask.numel()} alive")
         if self._temporal is not None:
             pairs, steps = self._temporal.shares(self.alive)
@@ -1031,8 +777,3 @@ class DPAP:
         if self.graph.ignored:
             lines.append(f"  ignored: {', '.join(self.graph.ignored)}")
         return "\n".join(lines)
-
-
-def _sum_dtype(parameters: Mapping[str, Tensor]) -> torch.dtype:
-    """Survival in float32, in float64 when the model is."""
-    return torch.float64 if any(p.dtype == torch.float64 for p in parameters.values()) else torch.float32

@@ -35,7 +35,7 @@ class Mutant(NamedTuple):
 
 
 P, S, R, C = (f"method/{name}.py" for name in ("plasticity", "survival", "rules", "schedule"))
-D = "developer.py"
+D, G, V, W = "developer.py", "development/decide.py", "development/survivors.py", "development/window.py"
 MUTANTS = (
     Mutant(P, "trace = decay * trace + spikes_t", "trace = trace + spikes_t"),
     Mutant(P, "torch.arange(num_steps - 1, -1, -1, dtype", "torch.arange(num_steps, 0, -1, dtype"),
@@ -98,17 +98,21 @@ MUTANTS = (
     Mutant(C, "self.total_steps > (step - 1) *", "self.total_steps >= (step - 1) *"),
     Mutant(C, "self.start - 3 * self.memory", "self.start"),
     Mutant(C, "elapsed=(step - last) / self.total_steps", "elapsed=1 / self.total_steps"),
-    Mutant(D, "        if clock.epoch >= self.rule.first_epoch:\n", "        if True:\n"),
-    Mutant(D, "return torch.where(alive, new, survival) if self.rule.permanent else new", "return new"),
-    Mutant(D, "        elif clock.q > 0:\n", "        elif clock.q >= 0.5:\n"),
-    Mutant(D, "return mask if self.rule.permanent else torch.ones_like(mask)", "return mask"),
-    Mutant(D, "living[mine] = self.alive[name][torch.from_numpy(layer.in_unit)[mine]]", "pass"),
+    Mutant(G, "        if clock.epoch >= self.plan.rule.first_epoch:\n", "        if True:\n"),
+    Mutant(G, "return torch.where(alive, new, survival) if self.plan.rule.permanent else new", "return new"),
+    Mutant(G, "        if clock.q > 0 or not", "        if clock.q >= 0.5 or not"),
+    Mutant(V, "return mask if self.plan.rule.permanent else torch.ones_like(mask)", "return mask"),
+    Mutant(W, "living[mine] = alive[name][torch.from_numpy(layer.in_unit)[mine]]", "pass"),
     Mutant(C, "<= progress < self.stop - ROUNDING", "<= progress"),
     Mutant(D, "weight[~rows] = 0", "pass"),
     Mutant(C, "rate > self.previous", "rate < self.previous"),
     Mutant(C, "rate < self.peak / 4", "rate < self.peak / 1.5"),
-    Mutant(D, "        self._masks.apply()\n        small = compacted", "        small = compacted"),
-    Mutant(D, "torch.autocast(post.device.type, enabled=False)", "torch.autocast(post.device.type, enabled=True)"),
+    Mutant(
+        D,
+        '        self._masks.apply()\n        self._warn_of_shortfalls("compact()")',
+        '        self._warn_of_shortfalls("compact()")',
+    ),
+    Mutant(W, "torch.autocast(post.device.type, enabled=False)", "torch.autocast(post.device.type, enabled=True)"),
 )
 
 

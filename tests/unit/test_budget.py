@@ -286,7 +286,7 @@ class TestTargets:
         model = SpikingNet(2, (20, 20, 40))
         dense = opened(graph_of(model, 2, 1, 8, 8), synapses=False)
         dev = run(model, torch.rand(4, 1, 8, 8), kinds=frozenset({"unit"}), target={metric: share})
-        account = dev._account()
+        account = dev._survivors.account()
         reached = account.count(metric) / dense.count(metric)
         assert share - 0.06 <= reached <= share
         small = dev.compact()
@@ -297,7 +297,7 @@ class TestTargets:
         model = SpikingNet(2, (20, 20, 40))
         dense = opened(graph_of(model, 2, 1, 8, 8))
         dev = run(model, torch.rand(4, 1, 8, 8), target={"macs": 0.5, "connectivity": 0.2})
-        account = dev._account()
+        account = dev._survivors.account()
         assert 0.25 <= account.macs() / dense.macs() <= 0.5, "units that lost all their synapses go beyond it"
         assert 0.17 <= dev.connectivity() <= 0.2
 
@@ -309,7 +309,7 @@ class TestTargets:
                 p.mul_(3.0)
         model.eval().training = True  # norms as they are, and passes that count
         dev = run(model, torch.rand(64, 1, 8, 8), target={"sops": 0.4}, shrink="never")  # `spent` reads dense widths
-        account = dev._account()
+        account = dev._survivors.account()
         assert account.connectivity() < opened(dev.graph).connectivity()
         x = torch.rand(64, 1, 8, 8)
         counted = [spent(dev, x, masked=masked) for masked in (False, True)]

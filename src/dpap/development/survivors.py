@@ -1,0 +1,56 @@
+"""Who is alive, and what they survived on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpap.development.plan import Plan
+from dpap.graph.group import Layer
+from dpap.pruning.budget import Account
+
+
+@dataclass(slots=True)
+class Survivors:
+    """The state of a run that development steps change."""
+
+    plan: Plan
+    alive: dict[str, Tensor]
+    """Group -> bool (units,)."""
+    survival: dict[str, Tensor]
+    """Group -> F (units,)."""
+    synapse_masks: dict[str, Tensor]
+    """Weight -> bool (O, I), True = alive."""
+    synapse_survival: dict[str, Tensor]
+    """Weight -> F (O, I)."""
+
+    @classmethod
+    def first(cls, plan: Plan) -> Survivors:
+        """All alive."""
+        weights = {layer.weight: plan.parameters[layer.weight] for layer in plan.synaptic}
+        initial, dtype = plan.rule.initial, plan.dtype
+        return cls(
+            plan=plan,
+            alive={g.name: torch.ones(g.units, dtype=torch.bool) for g in plan.graph.groups},
+            survival={g.name: torch.full((g.units,), initial, dtype=dtype) for g in plan.groups},
+            synapse_masks={n: torch.ones(w.shape[:2], dtype=torch.bool, device=w.device) for n, w in weights.items()},
+            synapse_survival={
+                n: torch.full(w.shape[:2], initial, dtype=dtype, device=w.device) for n, w in weights.items()
+            },
+        )
+
+    def living_synapses(self, layer: Layer) -> Tensor:
+        """(O, I): who enters the statistics; a permanent rule's masks leave out what dead units make or read."""
+        mask = self.synapse_masks[layer.weight]
+        return mask if self.plan.rule.permanent else torch.ones_like(mask)
+
+    def account(self) -> Account:
+        """What is alive, as counts."""
+        return Account.of(
+            self.plan.graph,
+            {name: alive.numpy() for name, alive in self.alive.items()},
+            {name: mask.cpu().numpy() for name, mask in self.synapse_masks.items()},
+            floors=self.plan.rule.windowed,
+        )
