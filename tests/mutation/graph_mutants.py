@@ -26,6 +26,7 @@ POOLING = "graph/ops/pooling.py"
 SHAPE = "graph/ops/shape.py"
 MODULES = "graph/module_rules.py"
 MARKERS = "graph/ops/markers.py"
+REGISTRY = "graph/op_rules.py"
 UNITS = "graph/units.py"
 SPLITS = "graph/splits.py"
 MUTANTS = (
@@ -152,7 +153,7 @@ MUTANTS = (
     ),
     Mutant(LAYERS, "        for value in (x, weight):", "        for value in (weight,):"),
     Mutant(LAYERS, "        walk.attach(ids, bias, 0)\n", "        pass\n"),
-    Mutant(LAYERS, '        walk.activated(x, _Seen(entered[0], entered[1], "input", x, axis))', "        pass"),
+    Mutant(LAYERS, '        walk.activated(x, Seen(entered[0], entered[1], "input", x, axis))', "        pass"),
     Mutant(
         LAYERS,
         '        walk.protect(ids, "nn.MultiheadAttention works',
@@ -161,10 +162,10 @@ MUTANTS = (
     Mutant(LAYERS, "walk.produce(ids, weight.parameter, int(transposed))", "walk.produce(ids, weight.parameter, 0)"),
     Mutant(
         LAYERS,
-        "walk.consume(in_ids, weight.parameter, int(not transposed))",
+        "walk.consume(in_ids, weight.parameter, int(not transposed), why_none)",
         "walk.consume(in_ids, weight.parameter, 1)",
     ),
-    Mutant(LAYERS, "        walk.consume(in_ids, weight.parameter, int(not transposed))\n", ""),
+    Mutant(LAYERS, "        walk.consume(in_ids, weight.parameter, int(not transposed), why_none)\n", ""),
     Mutant(
         LAYERS,
         "np.repeat(unit, rows // groups), np.repeat(unit, len(in_ids) // groups)",
@@ -492,9 +493,9 @@ MUTANTS = (
     Mutant(MODULES, "    module.num_groups = module.num_channels // channels", "    pass"),
     Mutant(MODULES, "module.num_embeddings, module.embedding_dim = module.weight.shape", "pass"),
     Mutant(MODULES, "    module.num_parameters = module.weight.shape[0]", "    pass"),
-    Mutant(MODULES, '(3 if "qkv" in query else 1)', "3"),
-    Mutant(MODULES, "            setattr(module, name, left * getattr(module, size))", "            pass"),
-    Mutant(MODULES, "    setattr(module, heads, left)", "    pass"),
+    Mutant(MODULES, "return layer.weight.shape[0] // stacked", "return layer.weight.shape[0] // 3"),
+    Mutant(MODULES, "            setattr(module, name, rows)", "            pass"),
+    Mutant(MODULES, "setattr(module, heads if whole else size, rows //", "setattr(module, heads, rows //"),
     Mutant(MODULES, "if getattr(module, name, None) == dense:", "if hasattr(module, name):"),
     Mutant(MODULES, "if size > 1}", "}"),
     Mutant(MODULES, 'not type(module).__module__.startswith("torch.nn.") and', ""),
@@ -507,7 +508,7 @@ MUTANTS = (
     Mutant(MARKERS, '            walk.produce(ids, f"{module}.{name}", own, masked=False)', "            pass"),
     Mutant(MARKERS, "                walk.tie(mine, theirs)", "                pass"),
     Mutant(
-        MARKERS,
+        REGISTRY,
         "    for value in tracked:\n        walk.protect_value(",
         "    for value in tracked[1:]:\n        walk.protect_value(",
     ),
