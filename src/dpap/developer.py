@@ -1,7 +1,7 @@
-"""`DPAP`, the object that a training loop holds.
+"""`DPAP`, the object that a training loop holds: arguments, and what a loop calls.
 
-It holds who is alive and what they survived on, and decides nothing: every number comes from the pure functions of the
-other two files, every victim from the account in `pruning.budget`.
+A development step goes through `development/`: observed passes become sums of a window (`observe`, `window`), these
+scores (`scoring`), these a decision (`decide`), which is carried out here.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dpap.development.checks import (
-    already_held,
     check_example,
     check_processes,
-    holder,
     named_target,
     optimizers_of,
     restricted,
-    settings_differ,
     shortfalls,
 )
+from dpap.development.construct import checked_replay, checked_target, claim, temporal_of
 from dpap.development.decide import Decider, Decision
+from dpap.development.guard import Guard, agree_on
 from dpap.development.observe import Observer, Seen
 from dpap.development.plan import Plan, check_optimized
 from dpap.development.replay import Deaths
 from dpap.development.report import DevelopmentReport
+from dpap.development.saved import check_state, settings_of
 from dpap.development.survivors import Survivors
 from dpap.development.temporal import Temporal, check_mode, time_part
 from dpap.development.window import Window
@@ -46,15 +46,13 @@ from dpap.hooks import OwnHook
 from dpap.method.rules import Prune, Rule, resolve
 from dpap.method.schedule import RateWatch, Schedule
 from dpap.method.scores import Score
-from dpap.method.survival import Clock
 from dpap.processes import agree, world
-from dpap.pruning.budget import Account, check_target
-from dpap.pruning.compact import compacted, proven_steps, restored, trial_cut, two_samples
+from dpap.pruning.compact import compacted, restored, trial_cut, two_samples
 from dpap.pruning.mask import MaskKeeper, dead_masks
 from dpap.pruning.pace import Pace
 from dpap.pruning.pairs import TIME_METRICS
 from dpap.pruning.shrink import Shrink, Shrinker, check_bare, check_optimizers
-from dpap.time.graph import Mode, time_graph
+from dpap.time.graph import Mode
 from dpap.time.timing import timing_of
 
 log = logging.getLogger(__name__)
@@ -157,7 +155,7 @@ class DPAP:
         if shrink not in ("auto", "never", "always"):
             raise DPAPError(f"shrink={shrink!r}.", fix='choose "auto", "never" or "always".')
         check_bare(model)
-        self._claim(model)
+        claim(model)
         check_example(example_input)
         target = named_target(target)
         self.rule = restricted(resolve(rule, score=score), prune, target)
@@ -180,8 +178,7 @@ class DPAP:
         self.model, self.seed = model, seed
         self.optimizers = optimizers_of(optimizer)
         self.shrink: Shrink = shrink if self.rule.permanent else "never"
-        self._process, self._processes = world()
-        check_processes(self._processes, self.rule, self.shrink)
+        check_processes(world()[1], self.rule, self.shrink)
         if self.shrink != "never":
             check_optimizers(self.optimizers)
         self.graph = find_groups(
@@ -202,9 +199,10 @@ class DPAP:
         parameters = plan.parameters
         copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
         account = self._survivors.account()
-        self.target = self._checked_target(target, account)
+        self.target = checked_target(target, self.rule, account)
+        self._settings = settings_of(self.rule, self.schedule, seed, self.target)
         example = two_samples(self.graph, example_input)
-        self.replay = self._checked_replay(replay, timed=time is not None)
+        self.replay = checked_replay(replay, self._survivors, self.target, timed=time is not None)
         dense: dict[str, float] = {
             metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")
         }
@@ -220,7 +218,7 @@ class DPAP:
             )
             self._pace.check(account, set(self.rule.kinds), self._shrinker.present)
         agree(
-            [str(self._settings()), str({name: tuple(p.shape) for name, p in parameters.items()})],
+            [str(self._settings), str({name: tuple(p.shape) for name, p in parameters.items()})],
             self._plan.device,
             DPAPError(
                 "The processes made DPAP with different arguments or of different models.",
@@ -231,10 +229,11 @@ class DPAP:
         # Hooks from here on: whatever is refused was refused above, or takes them off again.
         self._masks = MaskKeeper(model, self.optimizers, copies, owner=self)
         try:
-            self._temporal = self._timed(time, time_target, copies, example, forward, plan.dtype)
+            self._temporal = temporal_of(plan, time, time_target, copies, example, forward, skip=self.shrink != "never")
         except DPAPError:
             self._masks.close()
             raise
+        self._guard = Guard(self._masks)
         self._decider = Decider(
             plan=plan,
             survivors=self._survivors,
@@ -278,29 +277,8 @@ class DPAP:
         self._blocks = 0
         self._passes = 0
         """Blocks of `observing()` in the whole run."""
-        self._moved = (0, self._writes(), False)
-        """Steps of the optimizers and writes of the weights at the last development step, and whether the latter were
-        not theirs."""
         self._watching = self.schedule.watches_after(0)
         self._rate = RateWatch(self.schedule, self.optimizers)
-
-    def _settings(self) -> dict[str, Any]:
-        """What a run is, beside its network: a saved state of another one is refused, and so are unlike processes."""
-        s, end = self.schedule, Clock(progress=1, elapsed=0, start=0, stop=1, memory=self.schedule.memory, epoch=0)
-        return {
-            "rule": self.rule.name,
-            "total_steps": s.total_steps,
-            "start": s.start,
-            "stop": s.stop,
-            "memory": s.memory,
-            "development_steps": s.development_steps,
-            "observe_every": s.observe_every,
-            "seed": self.seed,
-            "prune": " and ".join(sorted(self.rule.kinds)),
-            "score": getattr(self.rule.score, "__qualname__", type(self.rule.score).__name__),
-            "levels": ", ".join(f"{kind} {self.rule.level(kind, end):g}" for kind in sorted(self.rule.kinds)),
-            "target": ", ".join(f"{metric} {share:g}" for metric, share in sorted(self.target.items())) or "none",
-        }
 
     @property
     def alive(self) -> dict[str, Tensor]:
@@ -321,63 +299,6 @@ class DPAP:
     @property
     def pairs(self) -> dict[str, Tensor]:
         return {} if self._temporal is None else self._temporal.pairs
-
-    # construction -------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _claim(model: nn.Module) -> None:
-        """One DPAP a model; one that has not begun makes room."""
-        first = holder(model)
-        if first is not None:
-            if first.steps_taken:
-                raise already_held(model)
-            first.close()
-
-    def _checked_target(self, target: Mapping[str, float] | None, account: Account) -> dict[str, float]:
-        if target and not self.rule.windowed:
-            raise DPAPError(f"Rule {self.rule.name!r} knows no target.", fix='use rule="dpap".')
-        return check_target(target, account, set(self.rule.kinds))
-
-    def _timed(
-        self,
-        mode: Mode | None,
-        target: Mapping[str, float],
-        copies: Sequence[nn.Module],
-        example: Any,
-        forward: Forward | None,
-        dtype: torch.dtype,
-    ) -> Temporal | None:
-        if mode is None:
-            return None
-        if target and not self.rule.windowed:
-            raise DPAPError(f"Rule {self.rule.name!r} knows no target.", fix='use rule="dpap".')
-        times = time_graph(self.model, self.graph, mode)
-        return Temporal(
-            self.model,
-            copies,
-            self.graph,
-            proven_steps(self.model, times, example, forward),
-            mode=mode,
-            rule=self.rule,
-            skip=self.shrink != "never",
-            target=target,
-            dtype=dtype,
-            seed=self.seed,
-        )
-
-    def _checked_replay(self, replay: Deaths | None, *, timed: bool) -> Deaths | None:
-        if replay is None:
-            return None
-        if not self.rule.windowed:
-            raise DPAPError(f"Rule {self.rule.name!r} knows no replay.", fix='use rule="dpap".')
-        if self.target:
-            raise DPAPError("A replay and a target both say how many die.", fix="leave target= out.")
-        if timed:
-            raise DPAPError("A replay holds deaths of units and synapses, none of time steps.", fix="leave time= out.")
-        dense = {g.name: g.units for g in self.graph.groups}
-        mortal = {g.name: g.units for g in self._plan.groups} | {n: m.numel() for n, m in self.synapse_masks.items()}
-        replay.check(self.schedule, self.rule.name, dense, mortal)
-        return replay
 
     # observing ----------------------------------------------------------------------------------------------------
 
@@ -423,61 +344,19 @@ class DPAP:
         self._rate.after(self.steps_taken)
         report = None
         if self.schedule.develops_at(self.steps_taken):
-            self._check_world()
+            self._guard.check_world()
             if self._watching:
-                strangers = self._moved_by_others()
+                strangers = self._guard.moved_by_others(self._position)
                 decision = self._decide()
-                self._agree_on(decision)
+                agree_on(decision, self._plan.device, self._position)
                 report = self._commit(decision)
                 self._shrink_if_due()
-                self._moved = (self._masks.steps, self._writes(), strangers)
+                self._guard.note(strangers=strangers)
             self._last, self._blocks = self.steps_taken, 0
             self._watching = self.schedule.watches_after(self.steps_taken)
         if self.steps_taken == self.total_steps:
             self._warn_of_shortfalls("The run is over")
         return report
-
-    def _check_world(self) -> None:
-        if world() != (self._process, self._processes):
-            raise DPAPError(
-                f"There are {world()[1]} processes; DPAP was made when there were {self._processes}.",
-                fix="call torch.distributed.init_process_group before DPAP is made.",
-            )
-
-    def _moved_by_others(self) -> bool:
-        """Whether weights changed in this window without a step of our optimizers. Another optimizer would move what is
-        pruned, and keep state of old widths; one window may be a load.
-
-        Raises:
-            DPAPError: So it was in the window before.
-        """
-        steps, writes, strangers = self._moved
-        moved = self._masks.steps == steps and self._writes() != writes
-        if moved and strangers:
-            raise DPAPError(
-                "The weights change, and none of the optimizers given to DPAP makes a step.",
-                where=self._position,
-                fix="keep the optimizer that DPAP was made with (change its param_groups for another learning rate); "
-                "to train on with another one, close() this DPAP and make a new one.",
-            )
-        return moved
-
-    def _writes(self) -> int:
-        """How often parameters were written, as PyTorch counts; zeros that are written again do not count."""
-        return sum(p._version for p in self._masks.parameters.values())
-
-    def _agree_on(self, decision: Decision) -> None:
-        time = {} if decision.time is None else decision.time.pairs
-        agree(
-            [*decision.alive.values(), *decision.synapses.values(), *time.values()],
-            self._plan.device,
-            DPAPError(
-                "The processes would prune differently, so their networks are not the same; nothing was pruned.",
-                where=self._position,
-                fix="wrap the model in DistributedDataParallel, which starts all processes from the same weights and "
-                "keeps them so, and do not change weights in one process alone.",
-            ),
-        )
 
     def _warn_of_shortfalls(self, when: str) -> None:
         asked = {m: share for m, share in self.target.items() if m not in ("sops", "latency")}
@@ -511,14 +390,6 @@ class DPAP:
     @property
     def _position(self) -> str:
         return f"step {self.steps_taken} of {self.total_steps}"
-
-    def _account(self) -> Account:
-        return Account.of(
-            self.graph,
-            {name: a.numpy() for name, a in self.alive.items()},
-            {name: s.cpu().numpy() for name, s in self.synapse_masks.items()},
-            floors=self.rule.windowed,
-        )
 
     @torch.no_grad()
     def _commit(self, decision: Decision) -> DevelopmentReport:
@@ -647,9 +518,9 @@ class DPAP:
         In several processes each has its own; right after a development step they are alike.
         """
         return {
-            **self._settings(),
-            "process": self._process,
-            "processes": self._processes,
+            **self._settings,
+            "process": self._guard.place[0],
+            "processes": self._guard.place[1],
             "steps_taken": self.steps_taken,
             "last": self._last,
             "developments": self._developments,
@@ -681,7 +552,9 @@ class DPAP:
             "The saved state is damaged",
             fix="load one that was saved by state_dict() and not changed since; nothing was changed here.",
         ):
-            self._check_state(state)
+            check_state(
+                state, self._settings, self._guard.place, self._survivors, self._shrinker.present, self._temporal
+            )
             before, weights = self.state_dict(), {name: p.detach().clone() for name, p in self._plan.parameters.items()}
             try:
                 self._load(state)
@@ -705,7 +578,7 @@ class DPAP:
         self._rate.peak, self._rate.previous = float(state["peak_rate"]), float(state["previous_rate"])
         self._decider.dense = dict(state["dense"])
         self._decider.exchange = float(state["exchange"])
-        self._moved = (self._masks.steps, self._writes(), False)
+        self._guard.note(strangers=False)
         self._window = window
         for name, found in tensors.items():
             setattr(self._survivors, name, found)
@@ -715,44 +588,6 @@ class DPAP:
             self._temporal.load_state_dict(state["time"])
             self._keep_silent(self._temporal)
         self._shrink_to(state["present"])
-
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        different = settings_differ(state, self._settings())
-        if different is not None:
-            raise DPAPError(
-                f"The saved state is of a run with {different}.",
-                fix="make DPAP with the arguments of the saved run, then load.",
-            )
-        place = state.get("process", 0), state.get("processes", 1)
-        if place != (self._process, self._processes) and any(s["samples"] for s in state["sums"].values()):
-            raise DPAPError(
-                f"The saved state is of process {place[0]} of {place[1]} in the middle of a window; this is process "
-                f"{self._process} of {self._processes}.",
-                fix="save and load the state of each process apart, or save right after a development step.",
-            )
-        for key in ("alive", "survival", "synapse_masks", "synapse_survival"):
-            here = {k: tuple(v.shape) for k, v in getattr(self, key).items()}
-            saved = {k: tuple(v.shape) for k, v in state[key].items()}
-            if here != saved:
-                different = sorted(set(here.items()) ^ set(saved.items()))[0][0]
-                raise DPAPError(
-                    f"The saved state is of another network: {key} of {different} is {saved.get(different)}, "
-                    f"here {here.get(different)}.",
-                    fix="build the model and DPAP as in the saved run, then load.",
-                )
-        if self._temporal is not None:
-            self._temporal.check_state(state.get("time"))
-        elif state.get("time") is not None:
-            raise DPAPError(
-                "The saved state is of a run that pruned time steps.",
-                fix=f"make DPAP with time={state['time']['mode']!r}.",
-            )
-        for name, there in self._shrinker.present.units.items():
-            if bool((state["present"].get(name, there) & ~there).any()):
-                raise DPAPError(
-                    f"The saved state is of a wider network: {name} has units there that were cut here.",
-                    fix="load it into a DPAP of the dense model, as it was made at the start of the run.",
-                )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise DPAPError(

@@ -19,7 +19,7 @@ from dpap.metrics import (
     stored_synapses,
 )
 from dpap.models import ConvNet
-from dpap.pruning.budget import Account
+from dpap.pruning.account import Account
 
 CLASSES, STEPS, TOTAL = 5, 3, 60
 

@@ -17,7 +17,7 @@ from zoo import ZOO, lively, randomised
 from dpap import find_groups
 from dpap.graph.group import Graph
 from dpap.metrics import count_macs, count_parameters, count_synapses
-from dpap.pruning.budget import Account
+from dpap.pruning.account import Account
 from dpap.pruning.compact import compacted, trial_cut
 from dpap.pruning.mask import dead_masks
 from dpap.pruning.slice import Alive, Present
@@ -167,7 +167,7 @@ def counted_macs(model: nn.Module, x: Tensor) -> int:
 @pytest.mark.parametrize("name", ["speech", "shuffle", "grouped", "mobilenetv2_100"])
 def test_deaths_one_by_one_keep_the_account_exact(name: str) -> None:
     """Grouped layers isolate nobody, and their counts go with their units."""
-    from dpap.pruning.budget import Victim
+    from dpap.pruning.account import Victim
 
     _, graph = known(name)
     everybody = {g.name: torch.ones(g.units, dtype=torch.bool).numpy() for g in graph.groups}

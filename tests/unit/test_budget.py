@@ -21,8 +21,10 @@ from dpap.graph.group import Graph
 from dpap.method.plasticity import Kind
 from dpap.method.rules import dpap as dpap_rule
 from dpap.pruning import pace
-from dpap.pruning.budget import Account, Candidates, Taker, Victim, check_target
+from dpap.pruning.account import Account, Victim
+from dpap.pruning.choose import Candidates, Taker
 from dpap.pruning.slice import Alive, Present
+from dpap.pruning.targets import check_target
 
 
 def graph_of(model: nn.Module, *shape: int) -> Graph:

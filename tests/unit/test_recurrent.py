@@ -18,7 +18,7 @@ from dpap.config import ModelConfig
 from dpap.errors import DPAPError
 from dpap.models import RecurrentNet, build, built_from, settings_of
 from dpap.neurons import IF, LIF, PLIF, Recurrent, StepByStep
-from dpap.pruning.budget import Account, Victim
+from dpap.pruning.account import Account, Victim
 from dpap.recipes import recipe
 from dpap.report.history import read_history
 from dpap.training.data import spec_of

@@ -19,7 +19,8 @@ from dpap import DPAP, DevelopmentReport, DPAPError, Stats, find_groups
 from dpap.config import DevelopmentConfig, from_dict, to_toml
 from dpap.development.replay import Deaths, StepDeaths
 from dpap.method.rules import dpap as dpap_rule
-from dpap.pruning.budget import Account, Candidates, Taker
+from dpap.pruning.account import Account
+from dpap.pruning.choose import Candidates, Taker
 from dpap.report.history import read_history
 from dpap.training.loop import train
 

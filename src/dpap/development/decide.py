@@ -17,7 +17,8 @@ from dpap.development.survivors import Survivors
 from dpap.development.temporal import Temporal, TimeDecision
 from dpap.development.window import Window
 from dpap.method.survival import Clock, survival_step
-from dpap.pruning.budget import Account, Candidates, Taker, choose, missed, scheduled
+from dpap.pruning.account import Account
+from dpap.pruning.choose import Candidates, Taker, choose, missed, scheduled
 from dpap.pruning.pace import Pace
 from dpap.pruning.shrink import Shrinker
 

@@ -15,7 +15,7 @@ from dpap.development.report import DevelopmentReport
 from dpap.errors import DPAPError
 from dpap.graph.group import IntArray
 from dpap.method.schedule import Schedule
-from dpap.pruning.budget import Candidates, Taker
+from dpap.pruning.choose import Candidates, Taker
 from dpap.report.history import DevelopmentLine, read_history
 
 log = logging.getLogger(__name__)

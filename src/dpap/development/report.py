@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dpap.development.temporal import TimeDecision
-from dpap.pruning.budget import Taker
+from dpap.pruning.choose import Taker
 
 
 @dataclass(slots=True)

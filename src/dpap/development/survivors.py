@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dpap.development.plan import Plan
 from dpap.graph.group import Layer
-from dpap.pruning.budget import Account
+from dpap.pruning.account import Account
 
 
 @dataclass(slots=True)

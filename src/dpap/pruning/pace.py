@@ -20,9 +20,11 @@ from dpap.graph.export import Forward
 from dpap.method.survival import ROUNDING, Clock, scheduled_share
 from dpap.metrics.latency import latency
 from dpap.processes import of_first
-from dpap.pruning.budget import Account, Candidates, Taker, fewest, out_of_reach
+from dpap.pruning.account import Account
+from dpap.pruning.choose import Candidates, Taker
 from dpap.pruning.compact import compacted, restored
 from dpap.pruning.slice import Alive, Present
+from dpap.pruning.targets import fewest, out_of_reach
 
 log = logging.getLogger(__name__)
 

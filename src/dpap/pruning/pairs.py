@@ -15,7 +15,8 @@ import numpy as np
 
 from dpap.errors import DPAPError
 from dpap.method.survival import unit_cap
-from dpap.pruning.budget import BoolArray, FloatArray, check_share
+from dpap.pruning.account import BoolArray, FloatArray
+from dpap.pruning.targets import check_share
 
 TIME_METRICS = ("pairs", "steps")
 Order = Sequence[tuple[float, float, tuple[int, ...], bool]]
