@@ -346,7 +346,7 @@ def developer(
     graph, times = examined(name, mode)
     monkeypatch.setattr("dpap.developer.find_groups", lambda *args, **kwargs: graph)
     monkeypatch.setattr("dpap.developer.trial_cut", lambda *args, **kwargs: None)
-    monkeypatch.setattr("dpap.developer.proven_steps", lambda *args, **kwargs: times)
+    monkeypatch.setattr("dpap.development.construct.proven_steps", lambda *args, **kwargs: times)
     torch.manual_seed(seed)
     model = busy(make(), frames(shape)).train()
     ema = AveragedModel(model, use_buffers=True) if options.pop("ema", False) else None

@@ -435,7 +435,7 @@ def test_a_missed_target_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     dev = DPAP(model, torch.rand(4, 6), optimizer=optimizer, total_steps=40, observe_every=1, memory=0.05)
-    dev.target = {"connectivity": 0.001}  # past the check at the start: less than a synapse
+    dev.target["connectivity"] = 0.001  # past the check at the start: less than a synapse
     with caplog.at_level(logging.WARNING, "dpap"):
         for _ in range(40):
             with dev.observing():

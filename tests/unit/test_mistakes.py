@@ -248,7 +248,7 @@ class TestOneOfEach:
 class TestProcesses:
     def test_a_group_that_was_made_too_late(self, monkeypatch: pytest.MonkeyPatch) -> None:
         dev = make()
-        monkeypatch.setattr("dpap.developer.world", lambda: (0, 2))
+        monkeypatch.setattr("dpap.development.guard.world", lambda: (0, 2))
         with pytest.raises(DPAPError, match="There are 2 processes; DPAP was made when there were 1"):
             train(dev, 10)
 

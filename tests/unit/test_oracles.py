@@ -482,9 +482,9 @@ class TestDpapPieces:
         assert dpap.cap(100, 0.8, 0.02) == 36
 
     def test_differences_that_are_rounding_count_as_zero(self) -> None:
-        assert dpap.method.plasticity(0.3, 0.1 + 0.2, 1.0) == 0.0  # 0.3 - 0.30000000000000004
-        assert dpap.method.plasticity(0.3, 0.29, 1.0) == pytest.approx(0.01)
-        assert dpap.method.plasticity(0.0, 0.0, 0.0) == 0.0
+        assert dpap.plasticity(0.3, 0.1 + 0.2, 1.0) == 0.0  # 0.3 - 0.30000000000000004
+        assert dpap.plasticity(0.3, 0.29, 1.0) == pytest.approx(0.01)
+        assert dpap.plasticity(0.0, 0.0, 0.0) == 0.0
 
     def test_siblings(self) -> None:
         alive = np.array([True, True, False, True])
