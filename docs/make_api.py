@@ -43,9 +43,7 @@ class _Plain(str):
 def public_names(module: ModuleType) -> list[str]:
     if hasattr(module, "__all__"):
         named = (name for name in module.__all__ if not name.startswith("__"))
-        return [
-            name for name in named if not inspect.ismodule(getattr(module, name))
-        ]  # these have sections of their own
+        return [name for name in named if not inspect.ismodule(getattr(module, name))]  # a module has its own section
     return [name for name, value in vars(module).items() if not name.startswith("_") and _is_own(module, name, value)]
 
 

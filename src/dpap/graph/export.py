@@ -210,7 +210,7 @@ def _frames(error: BaseException) -> list[str]:
 def model_line(stack: str | None) -> str:
     """The last line of a stack trace that lies neither in PyTorch nor in this package."""
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)\n\s*([^\n]*)', stack or "")
-    ours = ("/torch/", "/jaxtyping/", "/dpap/graph/", "/dpap/pruning/", "/dpap/developer")
+    ours = ("/torch/", "/jaxtyping/", "/dpap/graph/", "/dpap/pruning/", "/dpap/development/", "/dpap/developer")
     own = [f for f in frames if not any(part in f[0] for part in ours)]
     if not own:
         return ""

@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 import numpy as np
 from torch import nn
 
-from dpap.graph.adapters import ACTIVATIONS
 from dpap.graph.group import IntArray
 from dpap.graph.splits import Splits
 from dpap.graph.units import Units
@@ -162,7 +161,3 @@ class Walk(Units):
             layer.observed, layer.call, layer.input, layer.input_axis = True, call, value, axis
             if value.units[axis] is not None:
                 self.activated(value, Seen(layer.name, call, "input", value, axis))
-
-
-def is_activation(module: nn.Module) -> bool:
-    return isinstance(module, ACTIVATIONS)

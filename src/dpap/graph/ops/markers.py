@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from dpap.errors import DPAPError
-from dpap.graph.adapters import channel_tensors, neuron_info
+from dpap.graph.adapters import ACTIVATIONS, channel_tensors, neuron_info
 from dpap.graph.export import one_step
 from dpap.graph.op_rules import elementwise, op_rule
 from dpap.graph.values import NeuronCall, Seen, Value, feature_axis
-from dpap.graph.walk import Walk, is_activation
+from dpap.graph.walk import Walk
 
 
 @op_rule("dpap.mark.default")
@@ -23,7 +23,7 @@ def _mark(walk: Walk, node: Any, x: Value, module: str, call: int, side: str) ->
         walk.enter(module, call, node, out)
         return out
     walk.leave(module, out)
-    if is_activation(walk.modules[module]):
+    if isinstance(walk.modules[module], ACTIVATIONS):
         axis = feature_axis(out)
         if axis is not None:
             walk.activated(out, Seen(module, call, "output", out, axis))
