@@ -20,12 +20,13 @@ from torch.optim import Optimizer
 from dpap.development.checks import (
     check_example,
     check_processes,
+    claim,
     named_target,
     optimizers_of,
     restricted,
     shortfalls,
 )
-from dpap.development.construct import checked_replay, checked_target, claim, temporal_of
+from dpap.development.construct import checked_replay, checked_target, temporal_of
 from dpap.development.decide import Decider, Decision
 from dpap.development.guard import Guard, agree_on
 from dpap.development.observe import Observer, Seen
@@ -190,9 +191,7 @@ class DPAP:
             forward=forward,
             spiking_input=spiking_input,
         )
-        self._plan = plan = Plan.of(
-            model, self.graph, self.rule, self.schedule, seed=seed, all_spikes="sops" in (target or {})
-        )
+        self._plan = plan = Plan.of(model, self.graph, self.rule, self.schedule, seed=seed, all_spikes="sops" in target)
         check_optimized(plan, self.optimizers)
         trial_cut(model, self.graph, example_input, forward)
         self._survivors = Survivors.first(plan)

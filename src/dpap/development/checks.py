@@ -58,19 +58,23 @@ def check_example(example: Any) -> None:
             )
 
 
-def holder(model: nn.Module) -> Any:
-    """Whoever keeps hooks of ours on a model that prunes already; None for a free one."""
+def claim(model: nn.Module) -> None:
+    """One DPAP a model; one that has not begun makes room.
+
+    Raises:
+        DPAPError: Another one has begun.
+    """
     hooks = [hook for hook in model._forward_pre_hooks.values() if isinstance(hook, OwnHook)]
     owners = (getattr(getattr(hook.function, "__self__", None), "owner", None) for hook in hooks)
-    return next((owner for owner in owners if owner is not None), None)
-
-
-def already_held(model: nn.Module) -> DPAPError:
-    """The error for a second DPAP on one model."""
-    return DPAPError(
-        f"Another DPAP prunes this {type(model).__name__}; two would undo each other's masks.",
-        fix="call close() of the first one (the zeros stay), or go on with it; copy.deepcopy(model) is free of it.",
-    )
+    first = next((owner for owner in owners if owner is not None), None)
+    if first is None:
+        return
+    if first.steps_taken:
+        raise DPAPError(
+            f"Another DPAP prunes this {type(model).__name__}; two would undo each other's masks.",
+            fix="call close() of the first one (the zeros stay), or go on with it; copy.deepcopy(model) is free of it.",
+        )
+    first.close()
 
 
 def check_processes(count: int, rule: Rule, shrink: str) -> None:

@@ -1,4 +1,4 @@
-"""What `DPAP` asks for while it is made: a free model, a target and a replay that can be met, time steps to prune."""
+"""What `DPAP` asks for while it is made: a target and a replay that can be met, time steps to prune."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from dpap.development.checks import already_held, holder
 from dpap.development.plan import Plan
 from dpap.development.replay import Deaths
 from dpap.development.survivors import Survivors
@@ -19,19 +18,6 @@ from dpap.pruning.account import Account
 from dpap.pruning.compact import proven_steps
 from dpap.pruning.targets import check_target
 from dpap.time.graph import Mode, time_graph
-
-
-def claim(model: nn.Module) -> None:
-    """One DPAP a model; one that has not begun makes room.
-
-    Raises:
-        DPAPError: Another one has begun.
-    """
-    first = holder(model)
-    if first is not None:
-        if first.steps_taken:
-            raise already_held(model)
-        first.close()
 
 
 def check_takes_target(rule: Rule, target: Mapping[str, float]) -> None:
