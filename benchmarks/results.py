@@ -29,11 +29,7 @@ from dpap.report.arm_names import IGNORED, data_of, family_of, flat
 from dpap.report.compare import (
     ArmResult,
     Comparison,
-    EpochNumbers,
-    Key,
-    RunNumbers,
     compared,
-    numbers_of,
     said_key,
 )
 from dpap.report.compare_table import (
@@ -47,6 +43,7 @@ from dpap.report.compare_table import (
 )
 from dpap.report.files import read_run
 from dpap.report.history import LayerResult, NeuronResult
+from dpap.report.numbers import EpochNumbers, Key, RunNumbers, numbers_of
 from dpap.report.svg import MISSING, share_of
 
 T = TypeVar("T")

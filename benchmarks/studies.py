@@ -23,8 +23,8 @@ from typing import Any
 
 from dpap.config import Config, TargetConfig, to_toml
 from dpap.recipes import recipe
-from dpap.report.compare import Key
 from dpap.report.history import read_history
+from dpap.report.numbers import Key
 
 RUNS = Path("runs/studies")
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from dpap.config import override, to_dict
 from dpap.errors import DPAPError
 from dpap.recipes import recipe
-from dpap.report.compare import Comparison, EpochNumbers, RunNumbers, compare_runs, compared, read_numbers
+from dpap.report.compare import Comparison, compare_runs, compared
 from dpap.report.compare_page import comparison_page, write_comparison
 from dpap.report.compare_table import (
     comparison_table,
@@ -29,6 +29,7 @@ from dpap.report.compare_table import (
     said_runs,
 )
 from dpap.report.history import LayerResult, NeuronResult, ResultLine, RunLine, from_text, to_text
+from dpap.report.numbers import EpochNumbers, RunNumbers, read_numbers
 from dpap.report.svg import MISSING
 
 COUNT = itertools.count()

@@ -23,7 +23,11 @@ from tiny_runs import tiny
 
 from dpap.data.digits import load_digits
 from dpap.errors import DPAPError
-from dpap.report.figures import (
+from dpap.report.files import read_run
+from dpap.report.history import LayerResult, read_history
+from dpap.report.page import page, write_report
+from dpap.report.render import script
+from dpap.report.survival_figure import (
     HIGH,
     LOW,
     MAP_ROWS,
@@ -33,10 +37,6 @@ from dpap.report.figures import (
     survival_pixels,
     survival_scale,
 )
-from dpap.report.files import read_run
-from dpap.report.history import LayerResult, read_history
-from dpap.report.page import page, write_report
-from dpap.report.style import SCRIPT
 from dpap.report.svg import by_error, compact, data_uri, duration, energy, linear, logarithmic, png, share_of, tag
 from dpap.training.loop import train
 from dpap.training.run import Run
@@ -76,7 +76,7 @@ def test_the_policy_allows_the_script_of_the_page_and_no_other(made: Callable[..
     markup = page(made())
     policy = next(meta["content"] for meta in Reader(markup).named("meta") if "http-equiv" in meta)
     (written,) = re.findall(r"<script>(.*?)</script>", markup, flags=re.DOTALL)
-    assert written == SCRIPT
+    assert written == script()
     assert policy is not None and policy.startswith("default-src 'none'")
     assert f"'sha256-{base64.b64encode(hashlib.sha256(written.encode()).digest()).decode()}'" in policy
 
@@ -161,7 +161,7 @@ def test_a_run_that_was_really_trained(tmp_path: Path) -> None:
 def test_the_result_in_one_sentence(made: Callable[..., Path]) -> None:
     text = Reader(page(made())).text
     share = share_of(result(MadeUp()).connectivity)
-    assert f"With {share} of its synapses the network answers 98.00 % of the 450 test samples rightly" in text
+    assert f"With {share} of its synapses the network classifies 98.00 % of the 450 test samples correctly" in text
     assert "its unpruned control reaches 98.50 %. The difference is -0.50 points , 2 of 450 samples" in text
     assert "(one seed, no interval)" in text
 
@@ -170,8 +170,8 @@ def test_the_result_in_one_sentence(made: Callable[..., Path]) -> None:
     ("kind", "said", "unsaid"),
     [
         ("without control", ["no control beside it", "One seed, no interval"], ["of control", "The difference is"]),
-        ("dense", ["Nothing was pruned in this run", "Nothing died"], ["survival F", "The difference"]),
-        ("nothing dead", ["Nothing died: the network at the end is the network at the beginning", "none died"], []),
+        ("dense", ["Nothing was pruned in this run", "Nothing was pruned: the network"], ["survival F", "The difference"]),
+        ("nothing dead", ["Nothing was pruned: the network at the end is the network at the beginning", "none pruned"], []),
         ("not finished", ["This run is not finished: 5 of 12 epochs", "dpap resume"], ["SOPs", "Layer by layer"]),
         ("control not finished", ["Its unpruned control is not finished", "control, validation"], ["The difference"]),
         ("ordinary", ["Share of outputs above 0", "ReLU"], ["Firing rate", "real input", "SOPs per", "Neuron updates"]),
@@ -386,7 +386,7 @@ def test_all_right_lies_on_the_upper_edge() -> None:
         (share_of(0.0), "0 %"),
         (duration(119.9), "120 s"),
         (duration(7199.6), "2 h 0 min"),
-        (tag("a", "x", title='"<&'), '<a title="&quot;&lt;&amp;">x</a>'),
+        (tag("a", "x", title='"<&'), '<a title="&#34;&lt;&amp;">x</a>'),
     ],
 )
 def test_numbers_for_people(written: str, wanted: str) -> None:

@@ -14,9 +14,9 @@ from report_pages import Reader, classed, cut, drawing, other
 from report_runs import KINDS, MadeUp, activity, fired, pairs, record, result, shares, write_run
 
 from dpap.errors import DPAPError
-from dpap.report.figures import HIGH, LOW, MAP_ROWS, evenly_chosen
 from dpap.report.files import read_run
 from dpap.report.page import page
+from dpap.report.survival_figure import HIGH, LOW, MAP_ROWS, evenly_chosen
 from dpap.report.svg import number, share_of
 from dpap.report.time_figures import (
     DEAD,

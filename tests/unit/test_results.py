@@ -18,9 +18,9 @@ from report_runs import MadeUp, write_run
 from dpap.config import Config, override
 from dpap.errors import DPAPError
 from dpap.recipes import recipe
-from dpap.report.compare import numbers_of
 from dpap.report.files import read_run
 from dpap.report.history import ResultLine, RunLine, from_text, to_text
+from dpap.report.numbers import numbers_of
 
 Stored = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""The figures of a report: curves, bars, the network to scale, maps of survival. Each function turns data into markup.
+"""Curves and bars of a report. Each function turns data into markup.
 
 A figure is drawn twice, wide and narrow, and the page shows the one that fits: text keeps its size on a small screen.
 """
@@ -6,40 +6,17 @@ A figure is drawn twice, wide and narrow, and the page shows the one that fits: 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
-import numpy as np
-import numpy.typing as npt
-
-from dpap.report.history import LayerResult
-from dpap.report.svg import (
-    Scale,
-    data_uri,
-    percent,
-    png,
-    points,
-    share_of,
-    short_percent,
-    svg,
-    tag,
-    text,
-    thinned,
-)
+from dpap.report.svg import Scale, points, svg, tag, text, thinned
 
 NARROW, HALF, FULL = 344, 536, 1100
 """Widths of drawings: on a small screen, in one of two columns, over both."""
 
 # Widths of a letter in generous fonts: what is drawn beside other words is cut to fit by these.
 LETTER, BOLD_LETTER = 7.2, 7.9
-
-# Colours of a map of survival, at opacity 1: from units about to die to the most used; they hold on light and dark.
-LOW, MIDDLE, HIGH = np.array([214, 158, 70]), np.array([118, 160, 140]), np.array([24, 128, 120])
-MAP_ROWS = 150
-"""Rows of a map: a row is at least one pixel of the page."""
 
 
 # curves
@@ -92,8 +69,8 @@ def chart(item: Chart) -> str:
         tag(
             "li",
             tag("span", class_=f"key {'point' if series.is_point else ''} {series.style}"),
-            tag("span", escape(series.label)),
-            tag("b", escape(item.value(series.y[-1])), class_="value"),
+            tag("span", series.label),
+            tag("b", item.value(series.y[-1]), class_="value"),
         )
         for series in item.series
     ]
@@ -102,11 +79,11 @@ def chart(item: Chart) -> str:
     ]
     return tag(
         "figure",
-        tag("figcaption", tag("h3", escape(item.title)), tag("span", class_="at")),
+        tag("figcaption", tag("h3", item.title), tag("span", class_="at")),
         tag("ul", *keys, class_="legend"),
         _curves(item, HALF, 250, "wide"),
         _curves(item, NARROW, 220, "narrow"),
-        tag("p", escape(item.note), class_="note") if item.note else "",
+        tag("p", item.note, class_="note") if item.note else "",
         class_="chart",
         data_axis=item.axis,
         data_series=json.dumps(data, separators=(",", ":")),
@@ -119,7 +96,7 @@ def _curves(item: Chart, width: int, height: int, fit: str) -> str:
     def at(x: float, y: float) -> tuple[float, float]:
         return left + (right - left) * min(x / item.end, 1.0), bottom - (bottom - top) * item.scale(y)
 
-    parts = []
+    parts: list[str] = []
     if item.window is not None:
         begin, end = (at(x, item.scale.low)[0] for x in item.window)
         parts.append(tag("rect", x=begin, y=top, width=end - begin, height=bottom - top, class_="window"))
@@ -211,14 +188,14 @@ def bars(
     """
     longest = max((bar.length for row in rows for bar in row.bars), default=0.0)
     most = max(most, longest) or 1.0
-    legend = [tag("li", tag("span", class_=f"key block {style}"), tag("span", escape(label))) for style, label in keys]
+    legend = [tag("li", tag("span", class_=f"key block {style}"), tag("span", label)) for style, label in keys]
     return tag(
         "figure",
-        tag("figcaption", tag("h3", escape(title))),
+        tag("figcaption", tag("h3", title)),
         tag("ul", *legend, class_="legend") if legend else "",
         _bars(name, title, rows, most, HALF, "wide"),
         _bars(f"{name}-narrow", title, rows, most, NARROW, "narrow"),
-        tag("p", escape(note), class_="note") if note else "",
+        tag("p", note, class_="note") if note else "",
     )
 
 
@@ -226,7 +203,7 @@ def _bars(name: str, title: str, rows: Sequence[BarRow], most: float, width: int
     parts, y = [], 4.0
     for row in rows:
         room = int((width - LETTER * len(row.value)) / BOLD_LETTER) - 1
-        parts.append(text(0, y + 11, _shortened(row.label, max(room, 8)), "start", "name"))
+        parts.append(text(0, y + 11, shortened(row.label, max(room, 8)), "start", "name"))
         parts.append(text(width, y + 11, row.value, "end", "figure"))
         y += 17
         for bar in row.bars:
@@ -242,265 +219,6 @@ def _bars(name: str, title: str, rows: Sequence[BarRow], most: float, width: int
     return svg(name, width, max(y - 7, 1.0), title, *parts, class_=fit)
 
 
-# the network
-
-
-def network(layers: Sequence[LayerResult]) -> str:
-    """Every layer before and after, to scale: the width of a bar is its units, the area of a square its synapses."""
-    return tag(
-        "figure",
-        tag(
-            "ul",
-            tag("li", tag("span", class_="key block alive"), tag("span", "alive")),
-            tag("li", tag("span", class_="key block gone"), tag("span", "died")),
-            tag("li", tag("span", class_="key block ribbon-key"), tag("span", "stronger: denser synapses")),
-            class_="legend",
-        ),
-        _network("network", layers, FULL, "wide"),
-        _network("network-narrow", layers, NARROW, "narrow"),
-        tag(
-            "p",
-            "Layers in the order in which they are computed, the input on top. The width of a bar is its number of "
-            "units (channels of a convolution, neurons of a linear layer), on one scale. The area of a square is the "
-            "number of synapses between two bars, filled by those that live, on one scale too. What is very small is "
-            "drawn two pixels wide.",
-            class_="note",
-        ),
-        class_="full",
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Places of a drawing of a network."""
-
-    width: float
-    middle: float
-    """Where the bars are centred."""
-    bar: float
-    """Width of the widest bar."""
-    pitch: float
-    square: float
-    """Right edge of the squares."""
-    side: float
-    """Side of the largest square."""
-    narrow: bool
-
-
-def _network(name: str, layers: Sequence[LayerResult], width: int, fit: str) -> str:
-    pitch = min(76.0, max(50.0, 900 / len(layers)))
-    plan = (
-        _Plan(width, 205, 160, pitch, width, min(40.0, pitch - 20), True)
-        if fit == "narrow"
-        else _Plan(width, 460, 520, pitch, 850, pitch - 12, False)
-    )
-    widest = max(max(layer.outputs for layer in layers), layers[0].inputs)
-    most = max(layer.synapses for layer in layers)
-    given = "channels" if layers[0].kind == "conv" else "values"
-    bars = [("input", layers[0].inputs, layers[0].alive_inputs, given)]
-    bars += [
-        (layer.name, layer.outputs, layer.alive_outputs, "channels" if layer.kind == "conv" else "neurons")
-        for layer in layers
-    ]
-    parts = []
-    for k, layer in enumerate(layers):
-        y = _bar_y(plan, k)
-        above, below = bars[k], bars[k + 1]
-        parts.append(_ribbon(plan, y, [plan.bar * n / widest for n in (*above[1:3], *below[1:3])], layer))
-        parts.append(_synapses(plan, y, layer, most))
-    for k, (label, before, after, word) in enumerate(bars):
-        parts.append(_units(plan, _bar_y(plan, k), label, before, after, word, plan.bar / widest))
-    return svg(
-        name, width, _bar_y(plan, len(layers)) + 22, "The network before and after, to scale", *parts, class_=fit
-    )
-
-
-def _bar_y(plan: _Plan, k: int) -> float:
-    return 12.0 + k * plan.pitch
-
-
-def _ribbon(plan: _Plan, y: float, widths: Sequence[float], layer: LayerResult) -> str:
-    """The synapses between two bars: pale for all there were, darker where the living are dense."""
-    top, bottom = y + 5, y + plan.pitch - 5
-    before_above, after_above, before_below, after_below = (max(w, 1.0) / 2 for w in widths)
-
-    def shape(above: float, below: float) -> str:
-        x = plan.middle
-        return " ".join(
-            f"{a:.1f},{b:.1f}"
-            for a, b in ((x - above, top), (x + above, top), (x + below, bottom), (x - below, bottom))
-        )
-
-    density = layer.living_synapses / layer.synapses if layer.synapses else 0.0
-    return tag("polygon", points=shape(before_above, before_below), class_="ribbon gone") + tag(
-        "polygon",
-        points=shape(after_above, after_below),
-        class_="ribbon alive",
-        fill_opacity=round(0.08 + 0.62 * density, 3),
-    )
-
-
-def _units(plan: _Plan, y: float, label: str, before: int, after: int, word: str, scale: float) -> str:
-    x = plan.middle
-    drawn = [max(scale * n, 2.0) if n else 0.0 for n in (before, after)]
-    parts = [
-        tag("rect", x=x - w / 2, y=y - 5, width=w, height=10, rx=min(2.0, w / 2), class_=f"units {style}")
-        for w, style in zip(drawn, ("gone", "alive"), strict=True)
-    ]
-    counted = f"{after:,} of {before:,}"
-    if not plan.narrow or len(counted) + len(word) < 18:
-        counted += f" {word}"
-    name = text(0, y, _shortened(label, 14 if plan.narrow else 24), "start", "name")
-    return "".join((*parts, name, text(0, y + 14, counted, "start", "tick")))
-
-
-def _synapses(plan: _Plan, y: float, layer: LayerResult, most: int) -> str:
-    """A square for all synapses, filled by the living, and what that is in numbers."""
-    middle = y + plan.pitch / 2
-    outer, inner = (
-        max(plan.side * math.sqrt(n / most), 2.0) if n else 0.0 for n in (layer.synapses, layer.living_synapses)
-    )
-    share = share_of(layer.living_synapses / layer.synapses if layer.synapses else None)
-    shift = 8 if plan.narrow else 0  # room for the share below the square
-    left, low = plan.square - (plan.side + outer) / 2, middle - shift + outer / 2
-    parts = [
-        tag("rect", x=left, y=low - outer, width=outer, height=outer, class_="square gone"),
-        tag("rect", x=left, y=low - inner, width=inner, height=inner, class_="square alive"),
-    ]
-    if plan.narrow:
-        words = [text(plan.square, middle - shift + plan.side / 2 + 13, share, "end", "tick")]
-    else:
-        words = [
-            text(plan.square + 18, middle - 2, f"{share} of synapses", "start", "name"),
-            text(plan.square + 18, middle + 14, f"{layer.living_synapses:,} of {layer.synapses:,}", "start", "tick"),
-        ]
-    return "".join((*parts, *words))
-
-
-def _shortened(name: str, length: int) -> str:
+def shortened(name: str, length: int) -> str:
     """The end of a long name: the end tells layers apart."""
     return name if len(name) <= length else "…" + name[1 - length :]
-
-
-# survival
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SurvivalMap:
-    """Survival of the units of a group: (K, units), with the alive and the share of the run that was over."""
-
-    group: str
-    survival: npt.NDArray[np.floating]
-    alive: npt.NDArray[np.bool_]
-
-
-def survival_scale(maps: Sequence[SurvivalMap]) -> tuple[float, float]:
-    """F at the ends of the colours: all but the outermost hundredth of what the living had, in all groups."""
-    values = np.concatenate([item.survival[item.alive].ravel() for item in maps])
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return 0.0, 1.0
-    low, high = (float(v) for v in np.quantile(values, (0.01, 0.99)))
-    return (low, high) if high > low else (low - 0.5, low + 0.5)
-
-
-def survival_order(item: SurvivalMap) -> npt.NDArray[np.intp]:
-    """Units from the one that lives with the highest survival to the one that died first."""
-    lived = item.alive.sum(axis=0)
-    last = item.survival[np.maximum(lived - 1, 0), np.arange(len(lived))]
-    return np.lexsort((-np.nan_to_num(last), -lived))
-
-
-def evenly_chosen(order: npt.NDArray[np.intp], most: int) -> npt.NDArray[np.intp]:
-    """All, or at most so many of them, first and last included."""
-    return order if len(order) <= most else order[np.linspace(0, len(order) - 1, most).round().astype(int)]
-
-
-def survival_pixels(item: SurvivalMap, low: float, high: float) -> npt.NDArray[np.uint8]:
-    """(rows, K, 4): a row for a unit, at most `MAP_ROWS` of them, a column for a development step. Dead: clear."""
-    order = evenly_chosen(survival_order(item), MAP_ROWS)
-    alive, values = item.alive[:, order].T, item.survival[:, order].T
-    place = np.clip(np.nan_to_num((values - low) / (high - low)), 0, 1)[..., None]
-    colours = np.where(place < 0.5, LOW + (MIDDLE - LOW) * 2 * place, MIDDLE + (HIGH - MIDDLE) * (2 * place - 1))
-    opacity = np.where(alive, 255, 0)[..., None]
-    return np.concatenate([colours, opacity], axis=-1).round().astype(np.uint8)
-
-
-def survival_map(
-    item: SurvivalMap,
-    progress: npt.NDArray[np.floating],
-    epochs: int,
-    ends: tuple[float, float],
-    begin: float | None = None,
-) -> str:
-    """One map: units below each other, sorted by the time of death, development steps from left to right.
-
-    Args:
-        progress: (K,), the share of the run that was over at each development step.
-        ends: F at the ends of the colours.
-        begin: Progress at which deaths begin, for a line; None for none.
-    """
-    units, living = item.alive.shape[1], int(item.alive[-1].sum())
-    shown = f"{MAP_ROWS} of {units:,} units, evenly chosen" if units > MAP_ROWS else ""
-    gone = units - living
-    deaths = f"{gone:,} died" if gone else "none died"
-    picture = tag(
-        "img",
-        class_="map",
-        src=data_uri(png(survival_pixels(item, *ends))),
-        alt=f"Survival of the {units} units of {item.group} over {len(progress)} development steps; {deaths}",
-    )
-    return tag(
-        "figure",
-        tag("figcaption", tag("h3", escape(item.group)), tag("span", f"{living:,} of {units:,} alive", class_="at")),
-        tag("div", picture, _mark(progress, begin), class_="frame"),
-        tag(
-            "div",
-            tag("span", f"epoch {progress[0] * epochs:.2g}"),
-            tag("span", f"{progress[-1] * epochs:.3g}"),
-            class_="under",
-        ),
-        tag("p", escape(shown), class_="note") if shown else "",
-        class_="survival",
-    )
-
-
-def _mark(progress: npt.NDArray[np.floating], begin: float | None) -> str:
-    """A line between the last column before `begin` and the first after it; none when all are on one side."""
-    before = 0 if begin is None else int((progress < begin - 1e-9).sum())
-    if not 0 < before < len(progress):
-        return ""
-    return tag("i", "", class_="mark", style=f"left:{100 * before / len(progress):.2f}%")
-
-
-def survival_key(low: float, high: float) -> str:
-    """What the colours of all maps mean."""
-    stops = ", ".join(f"rgb({r},{g},{b})" for r, g, b in (LOW, MIDDLE, HIGH))
-    return tag(
-        "p",
-        tag("span", f"survival F = {low:.3g} or less"),
-        tag("span", class_="ramp", style=f"background:linear-gradient(90deg,{stops})"),
-        tag("span", f"{high:.3g} or more"),
-        tag("span", class_="key block empty"),
-        tag("span", "dead"),
-        class_="legend",
-    )
-
-
-__all__ = [
-    "Bar",
-    "BarRow",
-    "Chart",
-    "Series",
-    "SurvivalMap",
-    "bars",
-    "chart",
-    "evenly_chosen",
-    "held",
-    "network",
-    "percent",
-    "short_percent",
-    "survival_key",
-    "survival_map",
-    "survival_scale",
-]

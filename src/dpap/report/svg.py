@@ -8,37 +8,39 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import numpy.typing as npt
+from markupsafe import Markup, escape
 
 MISSING = "–"  # noqa: RUF001  an en dash, as tables have it
 
 
-def tag(name: str, *content: str, **attributes: object) -> str:
-    """An element. Content is markup already; attributes are escaped, `_` in their names becomes `-`.
+def tag(name: str, *content: str, **attributes: object) -> Markup:
+    """An element. What is not markup is escaped; `_` in the names of attributes becomes `-`.
 
     >>> tag("line", x1=0, stroke_width=1.25, class_="axis")
-    '<line x1="0" stroke-width="1.25" class="axis"/>'
+    Markup('<line x1="0" stroke-width="1.25" class="axis"/>')
+    >>> tag("p", "a < b", tag("b", "c"))
+    Markup('<p>a &lt; b<b>c</b></p>')
     """
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{_attribute(value)}"'
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _attribute(value))
         for key, value in attributes.items()
         if value is not None
     )
-    inner = "".join(content)
+    inner = Markup("").join(content)
     if not inner and name in ("line", "rect", "path", "circle", "img", "col", "polygon"):
-        return f"<{name}{written}/>"
-    return f"<{name}{written}>{inner}</{name}>"
+        return Markup("<{}{}/>").format(name, written)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, inner)
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", class_: str = "") -> str:
+def text(x: float, y: float, words: str, anchor: str = "start", class_: str = "") -> Markup:
     """Text with its baseline at (x, y)."""
-    return tag("text", escape(words), x=x, y=y, text_anchor=anchor, class_=class_ or None)
+    return tag("text", words, x=x, y=y, text_anchor=anchor, class_=class_ or None)
 
 
-def svg(name: str, width: float, height: float, label: str, *content: str, class_: str, **data: object) -> str:
+def svg(name: str, width: float, height: float, label: str, *content: str, class_: str, **data: object) -> Markup:
     """A drawing that scales with the page. `label` is what a screen reader says."""
     return tag(
         "svg",
@@ -55,7 +57,7 @@ def svg(name: str, width: float, height: float, label: str, *content: str, class
 def _attribute(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
-    return escape(str(value), quote=True)
+    return escape(str(value))
 
 
 # scales

@@ -1,16 +1,47 @@
-"""The tables of a report: numbers beside the control's, each with its definition in words."""
+"""The tables of a report: numbers beside the control's, each with its definition in words. Data, no markup."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 from dpap.report.history import LayerResult, ResultLine
-from dpap.report.svg import MISSING, compact, duration, energy, percent, share_of, tag
+from dpap.report.svg import MISSING, compact, duration, energy, percent, share_of
 
 Value = Callable[[ResultLine], float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One of the numbers at the head of a report."""
+
+    name: str
+    value: str
+    control: str
+    """The control's; empty without a control."""
+    compared: str
+    """The difference to the control's, or the ratio."""
+    ratio: float | None
+    """To the control's, for a bar; None for no bar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A line of a table: each cell is a value and what stands in small print below it."""
+
+    name: str
+    cells: Sequence[tuple[str, str]]
+    kind: str = ""
+    meaning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Head and lines; `style` is a class of the style sheet."""
+
+    head: Sequence[str]
+    rows: Sequence[Row]
+    style: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,130 +222,113 @@ def spikes(result: ResultLine) -> bool:
     return result.neuron_updates > 0
 
 
-def tiles(result: ResultLine, control: ResultLine | None) -> str:
-    """The six numbers that matter, each with the control's and a bar that shows the ratio."""
-    shown = [metric for metric in TILES if spikes(result) or metric not in SPIKING]
-    return tag("dl", *(_tile(metric, result, control) for metric in shown), class_="tiles")
+def tiles(result: ResultLine, control: ResultLine | None) -> list[Tile]:
+    """The six numbers that matter, each with the control's and their ratio."""
+    return [_tile(metric, result, control) for metric in TILES if spikes(result) or metric not in SPIKING]
 
 
-def _tile(metric: Metric, result: ResultLine, control: ResultLine | None) -> str:
+def _tile(metric: Metric, result: ResultLine, control: ResultLine | None) -> Tile:
     value = metric.value(result)
     beside = metric.value(control) if control is not None else None
-    parts = [tag("dt", escape(metric.name)), tag("dd", escape(metric.show(value)), class_="big")]
-    if control is not None:
-        said = compared(metric, result, control)
-        of = "" if metric is ACCURACY else " of control"
-        parts.append(tag("dd", tag("b", escape(said + of if said else MISSING)), class_="said"))
-        parts.append(tag("dd", escape(f"control {metric.show(beside)}"), class_="beside"))
-    if value is not None and metric is not ACCURACY and beside:
-        parts.append(_meter(value / beside))
-    return tag("div", *parts, class_="tile")
+    said = compared(metric, result, control)
+    of = "" if metric is ACCURACY else " of control"
+    return Tile(
+        name=metric.name,
+        value=metric.show(value),
+        control="" if control is None else metric.show(beside),
+        compared=said + of if said else MISSING,
+        ratio=value / beside if value is not None and beside and metric is not ACCURACY else None,
+    )
 
 
-def _meter(share: float) -> str:
-    filled = tag("i", "", style=f"width:{min(100 * share, 100):.2f}%")
-    return tag("dd", filled, class_="meter", aria_hidden="true")
-
-
-def metrics(rows: Sequence[Metric], result: ResultLine, control: ResultLine | None, time: str | None = None) -> str:
-    """A table of numbers, of this run and the control, with their definitions. Rows without any value are left out.
+def metrics(rows: Sequence[Metric], result: ResultLine, control: ResultLine | None, time: str | None = None) -> Table:
+    """Numbers of this run and the control, with their definitions. Lines without any value are left out.
 
     Args:
         time: How time steps were pruned, "leak" or "silence"; None: not at all.
     """
-    head = ["per sample", "this run"] + ([] if control is None else ["control", "ratio"]) + ["what it is"]
     body = []
     for metric in rows:
         values = [metric.value(r) for r in (result, control) if r is not None]
         absent = (metric in SPIKING and not spikes(result)) or (metric in TIMED and not result.dead_pairs)
         if absent or all(value is None for value in values):
             continue
-        cells = [tag("th", escape(metric.name), scope="row")]
-        cells += [tag("td", escape(metric.show(value)), class_="n") for value in values]
-        if control is not None:
-            cells.append(tag("td", escape(compared(metric, result, control)), class_="n"))
+        shown = [metric.show(value) for value in values]
+        shown += [] if control is None else [compared(metric, result, control)]
         meaning = metric.in_silence if metric.in_silence and time == "silence" else metric.meaning
-        cells.append(tag("td", escape(meaning), class_="meaning"))
-        body.append(tag("tr", *cells))
-    return _table(head, body, "metrics" if control is not None else "metrics alone")
+        body.append(Row(name=metric.name, cells=[(cell, "") for cell in shown], meaning=meaning))
+    beside = [] if control is None else ["control", "ratio"]
+    return Table(
+        head=["per sample", "this run", *beside, "what it is"],
+        rows=body,
+        style="metrics" if control is not None else "metrics alone",
+    )
 
 
-def times(result: ResultLine, control: ResultLine | None) -> str:
-    """What was measured with a clock, beside the unpruned network; empty when nothing was."""
+def times(result: ResultLine, control: ResultLine | None) -> Table:
+    """What was measured with a clock, beside the unpruned network; no lines when nothing was."""
     rows = (
         (
             "Training",
             duration,
             result.seconds,
             control.seconds if control is not None else None,
-            "All training steps, evaluation left out; measured once, the control after this run.",
+            "All training steps, without evaluation. Measured once; the control ran after this run.",
         ),
         (
             "Latency of a batch",
             duration_ms,
             result.latency_ms,
             result.dense_latency_ms,
-            "Median of runs of the finished network and of the same network before anything died, taking turns.",
+            "Median over runs of the finished network and of the same network before pruning, taking turns.",
         ),
     )
-    body = []
-    for name, show, mine, unpruned, meaning in rows:
-        if mine is None:
-            continue
-        cells = [
-            show(mine),
-            MISSING if unpruned is None else show(unpruned),
-            share_of(mine / unpruned) if unpruned else "",
-        ]
-        body.append(
-            tag(
-                "tr",
-                tag("th", name, scope="row"),
-                *(tag("td", escape(cell), class_="n") for cell in cells),
-                tag("td", escape(meaning), class_="meaning"),
-            )
+    body = [
+        Row(
+            name=name,
+            cells=[
+                (show(mine), ""),
+                (MISSING if unpruned is None else show(unpruned), ""),
+                (share_of(mine / unpruned) if unpruned else "", ""),
+            ],
+            meaning=meaning,
         )
-    return _table(["measured", "this run", "unpruned", "ratio", "what it is"], body, "metrics") if body else ""
+        for name, show, mine, unpruned, meaning in rows
+        if mine is not None
+    ]
+    return Table(head=["measured", "this run", "unpruned", "ratio", "what it is"], rows=body, style="metrics")
 
 
-def layers(rows: Sequence[LayerResult], control: Sequence[LayerResult]) -> str:
+def layers(rows: Sequence[LayerResult], control: Sequence[LayerResult]) -> Table:
     """A line for each layer: units, synapses and operations, with those before it in small print."""
     beside = {layer.name: layer for layer in control}
     spiking = any(layer.sops is not None for layer in rows)
     body = []
     for layer in rows:
         cells = [
-            _cell(f"{layer.alive_outputs:,}", f"of {layer.outputs:,}"),
-            _cell(compact(layer.living_synapses), f"of {compact(layer.synapses)}"),
-            _cell(compact(layer.macs), f"of {compact(layer.dense_macs)}"),
+            (f"{layer.alive_outputs:,}", f"of {layer.outputs:,}"),
+            (compact(layer.living_synapses), f"of {compact(layer.synapses)}"),
+            (compact(layer.macs), f"of {compact(layer.dense_macs)}"),
         ]
         if spiking:
             other = beside[layer.name].sops if layer.name in beside else None
             cells.append(
-                _cell(
+                (
                     "real input" if layer.sops is None else compact(layer.sops),
                     "" if other is None else f"control {compact(other)}",
                 )
             )
-        kind = "convolution" if layer.kind == "conv" else "linear"
-        body.append(tag("tr", tag("th", escape(layer.name), tag("small", kind), scope="row"), *cells))
+        body.append(Row(name=layer.name, kind="convolution" if layer.kind == "conv" else "linear", cells=cells))
     head = ["layer", "units", "synapses", "MACs"] + (["SOPs"] if spiking else [])
-    return _table(head, body, "layers")
+    return Table(head=head, rows=body, style="layers")
 
 
-def _cell(value: str, small: str) -> str:
-    return tag("td", escape(value), tag("small", escape(small)) if small else "", class_="n")
-
-
-def comparisons(result: ResultLine, control: ResultLine | None) -> str:
+def comparisons(result: ResultLine, control: ResultLine | None) -> Table:
     """The energies that the estimate is compared with, in words."""
+    own = ", on its own spikes" if spikes(result) else ""
     rows = [
-        ("This run" + (", on its own spikes" if spikes(result) else ""), result.energy_pj, "the estimate above"),
-        (
-            "Unpruned control" + (", on its own spikes" if spikes(result) else ""),
-            control.energy_pj if control else None,
-            "the fair comparison",
-        ),
+        ("This run" + own, result.energy_pj, "the estimate above"),
+        ("Unpruned control" + own, control.energy_pj if control else None, "the fair comparison"),
         (
             "Dense network, nothing saved by silence",
             result.dense_snn_pj if spikes(result) else None,
@@ -332,33 +346,11 @@ def comparisons(result: ResultLine, control: ResultLine | None) -> str:
         ),
     ]
     body = [
-        tag(
-            "tr",
-            tag("th", escape(name), scope="row"),
-            tag("td", escape(energy(value)), class_="n"),
-            tag("td", escape(meaning), class_="meaning"),
-        )
+        Row(name=name, cells=[(energy(value), "")], meaning=meaning)
         for name, value, meaning in rows
         if value is not None
     ]
-    return _table(["compute, per sample", "estimate", "what it is"], body, "metrics two")
+    return Table(head=["compute, per sample", "estimate", "what it is"], rows=body, style="metrics two")
 
 
-def pairs(values: Mapping[str, Any]) -> str:
-    """Names and values, such as the environment."""
-    body = [
-        tag("tr", tag("th", escape(str(name).replace("_", " ")), scope="row"), tag("td", escape(str(value))))
-        for name, value in values.items()
-    ]
-    return tag("table", tag("tbody", *body), class_="pairs")
-
-
-def _table(head: Sequence[str], body: Sequence[str], class_: str) -> str:
-    columns = [
-        tag("th", escape(name), scope="col", class_="n" if k > 0 and name != "what it is" else None)
-        for k, name in enumerate(head)
-    ]
-    return tag("table", tag("thead", tag("tr", *columns)), tag("tbody", *body), class_=class_)
-
-
-__all__ = ["METRICS", "TILES", "comparisons", "layers", "metrics", "pairs", "points", "tiles", "times"]
+__all__ = ["METRICS", "TILES", "Table", "Tile", "comparisons", "layers", "metrics", "points", "tiles", "times"]

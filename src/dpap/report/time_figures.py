@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 import numpy.typing as npt
 
-from dpap.report.figures import HIGH, LOW, MAP_ROWS, evenly_chosen
+from dpap.report.survival_figure import HIGH, LOW, MAP_ROWS, evenly_chosen
 from dpap.report.svg import data_uri, number, png, share_of, tag
 
 RASTER_ROWS = 64
@@ -88,7 +87,7 @@ def pair_map(layer: LayerPairs) -> str:
     )
     return tag(
         "figure",
-        tag("figcaption", tag("h3", escape(layer.group)), tag("span", said, class_="at")),
+        tag("figcaption", tag("h3", layer.group), tag("span", said, class_="at")),
         tag("div", picture, class_="frame"),
         _under(steps),
         tag("p", " ".join(notes), class_="note") if notes else "",
@@ -118,7 +117,7 @@ def step_rates(
     top = f"at most {number(max(rates))}" + (f", control {number(max(control))}" if control else "")
     return tag(
         "figure",
-        tag("figcaption", tag("h3", escape(group)), tag("span", top, class_="at")),
+        tag("figcaption", tag("h3", group), tag("span", top, class_="at")),
         tag(
             "div",
             *columns,
@@ -160,7 +159,7 @@ def sample_frames(title: str, frames: npt.NDArray[np.uint8], name: str) -> str:
     counts = f"{int(frames.sum(dtype=np.int64)):,} {'events' if frames.shape[1] == 2 else 'counts'}"
     return tag(
         "figure",
-        tag("figcaption", tag("h3", escape(title)), tag("span", counts, class_="at")),
+        tag("figcaption", tag("h3", title), tag("span", counts, class_="at")),
         content,
         tag("p", note, class_="note") if note else "",
         class_="full",
@@ -229,7 +228,7 @@ def raster(layer: LayerPairs, spikes: FloatArray) -> str:
         notes.append(f"A unit is {layer.positions:,} neurons{strongest}.")
     return tag(
         "figure",
-        tag("figcaption", tag("h3", escape(layer.group)), tag("span", f"{fired:,} spikes", class_="at")),
+        tag("figcaption", tag("h3", layer.group), tag("span", f"{fired:,} spikes", class_="at")),
         tag("div", picture, class_="frame"),
         _under(steps),
         tag("p", " ".join(notes), class_="note") if notes else "",

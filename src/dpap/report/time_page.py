@@ -1,67 +1,57 @@
-"""The sections of a report that are about time; empty for a network without it."""
+"""The sections of a report that are about time; None for a network without it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import numpy.typing as npt
 
 from dpap.errors import DPAPError
 from dpap.report.figures import Chart, Series, chart, held
 from dpap.report.files import RunFiles
 from dpap.report.history import StepResult
-from dpap.report.svg import linear, number, percent, share_of, short_percent, tag
+from dpap.report.svg import linear, number, percent, share_of, short_percent
 from dpap.report.time_figures import LayerPairs, pair_map, raster, sample_frames, step_rates
 
 READOUTS = {"last": "the potential at step t", "max": "the highest potential so far"}
 """What the answer after t steps is, where it is no mean."""
 
 
-def time_section(files: RunFiles) -> str:
+def time_section(files: RunFiles) -> dict[str, Any] | None:
     """Who lives at which time step, how much fires there, and how early the network knows."""
     charts = [item for item in (_living(files), _anytime(files)) if item is not None]
     pruned = [layer for layer in layers(files) if f"pairs/{layer.name}" in files.development]
-    parts = [_words(files), tag("div", *map(chart, charts), class_="grid") if charts else ""]
-    if pruned:
-        parts += [
-            tag("h3", "Living pairs of a unit and a time step"),
-            tag(
-                "p",
-                "A row is a living unit, those with the most living steps on top; a column is a time step. Where the "
-                f"colour is missing the pair is dead: {_dead_pair(files)}.",
-            ),
-            tag("div", *map(pair_map, pruned), class_="maps", id="pair-maps"),
-        ]
-    return "".join([*parts, _rates(files)])
+    content = {
+        "words": _words(files),
+        "charts": [chart(item) for item in charts],
+        "pairs": [pair_map(layer) for layer in pruned],
+        "dead_pair": _dead_pair(files),
+        **_rates(files),
+    }
+    return content if any(content[key] for key in ("words", "charts", "pairs", "rates")) else None
 
 
-def samples_section(files: RunFiles) -> str:
+def samples_section(files: RunFiles) -> dict[str, Any] | None:
     """A few samples as the network sees them, and what its neurons fire on the first."""
     frames, labels = files.activity.get("frames"), files.activity.get("label")
-    parts = []
-    if frames is not None and labels is not None:
-        parts.append(tag("p", _of_frames(frames)))
-        if frames.shape[2] == 2:
-            keys = [tag("span", class_=f"key block {style}") + tag("span", style.upper()) for style in ("on", "off")]
-            parts.append(tag("ul", *(tag("li", key) for key in keys), class_="legend"))
-        for k, sample in enumerate(frames):
-            parts.append(sample_frames(_title(files, k), sample, f"sample {k + 1}"))
+    if labels is None:
+        return None
+    shown = (
+        [] if frames is None else [sample_frames(_title(files, k), f, f"sample {k + 1}") for k, f in enumerate(frames)]
+    )
     rasters = [
         raster(layer, spikes)
         for layer in layers(files)
         if (spikes := files.activity.get(f"raster/{layer.name}")) is not None
     ]
-    if rasters:
-        parts += [
-            tag("h3", "Spikes"),
-            tag(
-                "p",
-                f"The finished network on one sample of the test split ({_title(files, 0)}). A row is a living unit, a "
-                "column a time step. A mark is a spike, of a channel of a convolution the share of its neurons that "
-                "fire; grey is a dead pair.",
-            ),
-            tag("div", *rasters, class_="maps", id="rasters"),
-        ]
-    return "".join(parts)
+    if not shown and not rasters:
+        return None
+    return {
+        "frames": shown,
+        "events": frames is not None and frames.shape[2] == 2,
+        "rasters": rasters,
+        "sample": _title(files, 0) if rasters else "",
+    }
 
 
 def silent_share(files: RunFiles) -> float | None:
@@ -122,16 +112,15 @@ def _layer(files: RunFiles, item: StepResult) -> LayerPairs | None:
 
 
 def _words(files: RunFiles) -> str:
-    """What died of time, in a sentence; empty where time was not pruned."""
+    """What was pruned of time, in a sentence; empty where time was not pruned."""
     result = files.result
     if result is None or not result.dead_pairs:
         return ""
     silent = silent_share(files)
     beside = "" if silent is None else f"; {share_of(silent)} of these never fired in the unpruned control"
-    return tag(
-        "p",
+    return (
         f"{share_of(result.dead_pairs)} of the pairs of a living hidden neuron and a time step are dead{beside}. "
-        f"{share_of(result.living_steps)} of the time steps of the hidden layers live. {_spared(files)}",
+        f"{share_of(result.living_steps)} of the time steps of the hidden layers live. {_spared(files)}"
     )
 
 
@@ -187,7 +176,7 @@ def _anytime(files: RunFiles) -> Chart | None:
         return None
     values = [y for item in series for y in item.y]
     read = READOUTS.get(files.setting("model.readout", ""), "the mean readout of these")
-    note = f"Share of the test samples that are answered rightly after the first t steps, by {read}."
+    note = f"Share of the test samples that are answered correctly after the first t steps, by {read}."
     if files.result is not None and not files.result.anytime:
         note += " A network with dead pairs answers after all of its steps, so it has no curve."
     return Chart(
@@ -203,43 +192,27 @@ def _anytime(files: RunFiles) -> Chart | None:
     )
 
 
-def _rates(files: RunFiles) -> str:
+def _rates(files: RunFiles) -> dict[str, Any]:
+    """Figures of the firing rates at each step, with the key of their colours."""
     result = files.result
     if result is None or not result.steps:
-        return ""
+        return {"rates": []}
     control = files.control.result if files.control is not None else None
     before = {item.name: item.rates for item in control.steps} if control is not None else {}
     most = max((rate for rates in (*before.values(), *(i.rates for i in result.steps)) for rate in rates), default=0.0)
     dead = {layer.name: layer.dead_steps for layer in layers(files)}
     keys = [("run", "this run")] + ([("control", "control")] if before else [])
     keys += [("dead-step", "dead step")] if any(dead.values()) else []
-    legend = [tag("li", tag("span", class_=f"key block {style}"), tag("span", label)) for style, label in keys]
     figures = [
         step_rates(item.group, item.rates, before.get(item.name), dead.get(item.name, ()), most or 1.0)
         for item in result.steps
     ]
-    return "".join(
-        (
-            tag("h3", "Firing rate at each time step"),
-            tag(
-                "p",
-                "Mean spikes per neuron of a living unit, over the test split; a dead pair counts as 0. Bars of all "
-                f"layers are on one scale, up to {number(most)}.",
-            ),
-            tag("ul", *legend, class_="legend"),
-            tag("div", *figures, class_="maps", id="step-rates"),
-        )
-    )
-
-
-def _of_frames(frames: npt.NDArray[np.uint8]) -> str:
-    what = "as the network sees them: a frame for each time step, which counts events" if frames.shape[2] == 2 else ""
-    return f"Samples of the test split {what or 'as the network sees them, step by step'}. The stronger, the more."
+    return {"rates": figures, "rate_keys": keys, "most": number(most)}
 
 
 def _title(files: RunFiles, sample: int) -> str:
     label, answer = (str(files.activity[name][sample]) for name in ("label", "answer"))
-    return f"{label}, answered rightly" if label == answer else f"{label}, taken for {answer}"
+    return f"{label}, answered {label}" if label == answer else f"{label}, answered {answer}"
 
 
 __all__ = ["layers", "samples_section", "silent_share", "time_section"]
