@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 
-.PHONY: setup foreign demo test slow lint bench format clean
+.PHONY: setup foreign demo test test-all lint bench format clean
 
 setup: $(STAMP)
 
@@ -30,10 +30,11 @@ lint: setup
 	$(BIN)/mypy --strict src
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term-missing $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto -m "not slow" $(PYTEST_ARGS)
 
-slow: foreign
-	$(BIN)/python -m pytest --numprocesses auto --no-cov -m slow
+# What continuous integration runs: every test, annotated shapes checked at every call, branches of the method counted.
+test-all: lint foreign
+	DPAP_CHECK_SHAPES=1 $(BIN)/python -m pytest --numprocesses auto --cov --cov-report=term-missing $(PYTEST_ARGS)
 
 format: setup
 	$(BIN)/ruff format .

@@ -14,7 +14,8 @@ from jaxtyping import install_import_hook
 # which annotates no shapes: a custom operator reads its function's own globals, which a wrapper hides.
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "dpap"
 PARTS = {path.stem for path in SOURCE.iterdir() if path.suffix in ("", ".py")} - {"graph", "__init__", "__pycache__"}
-install_import_hook([f"dpap.{part}" for part in sorted(PARTS)], "shape_checks.check")
+if os.environ.get("DPAP_CHECK_SHAPES") == "1":  # `make test-all`: it doubles the time
+    install_import_hook([f"dpap.{part}" for part in sorted(PARTS)], "shape_checks.check")
 
 torch.set_num_threads(1)  # the tests are many and small; equal results must not rest on how many cores there are
 

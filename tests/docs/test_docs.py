@@ -27,6 +27,7 @@ def libraries(page: Path) -> list[str]:
     return sorted({library for library, _ in BLOCK.findall(page.read_text(encoding="utf-8"))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "library"),
     [pytest.param(p, library, id=f"{p.name} {library}".strip()) for p in PAGES for library in libraries(p)],

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_minimal(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = repository / "examples" / "minimal.py"

@@ -134,6 +134,7 @@ def test_who_falls_silent_in_the_middle_of_the_window_dies_before_it_closes() ->
         assert int((~dev.alive[name]).sum()) <= 2, "few samples a window: chance may take one more"
 
 
+@pytest.mark.slow
 def test_development_steps_hardly_matter() -> None:
     """The same recorded activity at 10, 40 and 300 development steps ends within 2 points of connectivity."""
     epochs = 600
@@ -217,12 +218,14 @@ WITHOUT_NORM = sorted(SCORES.keys() - {"norm-scale"})  # the replayed network ha
 
 
 class TestLinks:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", WITHOUT_NORM)
     def test_every_score_runs_and_decides(self, name: str, steady: Record) -> None:
         reports, dev = outcome(steady, score=name, target={"connectivity": 0.5})
         assert any(r.deaths for r in reports)
         assert dev.connectivity() <= 0.5
 
+    @pytest.mark.slow
     def test_scores_differ(self, steady: Record) -> None:
         survived = {}
         for name in WITHOUT_NORM:

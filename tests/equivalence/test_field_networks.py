@@ -17,6 +17,8 @@ from dpap.graph.op_rules import OP_RULES
 from dpap.models import ConvNet
 from dpap.pruning.draws import same_draws
 
+pytestmark = pytest.mark.slow
+
 Forward = Callable[[nn.Module, Any], Any]
 
 

@@ -25,6 +25,8 @@ from dpap.pruning.compact import compacted
 from dpap.pruning.mask import dead_masks
 from dpap.pruning.slice import Present
 
+pytestmark = pytest.mark.slow
+
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -309,13 +311,6 @@ def check_equal(name: str, share: float) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_masked_equals_compacted(name: str) -> None:
     check_equal(name, 0.5 if name.startswith("snn") else 0.3)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [0.3, 0.5, 0.8, 0.95])
-@pytest.mark.parametrize("name", ["vgg11", "sew m", "sew s"])
-def test_masked_equals_compacted_grid(name: str, share: float) -> None:
-    check_equal(name, share)
 
 
 # groups ---------------------------------------------------------------------------------------------------------------

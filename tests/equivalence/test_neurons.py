@@ -302,6 +302,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager_with_gradients(repository: Path) -> None:
     """In a process of its own: what checks shapes in the tests wraps functions as the compiler cannot follow."""
     environment = {**os.environ, "PYTHONPATH": str(repository / "src")}

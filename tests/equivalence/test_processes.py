@@ -92,7 +92,7 @@ def run(mode: str, folder: Path, processes: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("mode", ["dense", "time"])
+@pytest.mark.parametrize("mode", ["dense", pytest.param("time", marks=pytest.mark.slow)])
 def test_two_processes_with_half_a_batch_each_equal_one(mode: str, tmp_path: Path) -> None:
     first, second = run(mode, tmp_path / "two", 2)
     (one,) = run(mode, tmp_path / "one", 1)
@@ -109,10 +109,10 @@ def test_two_processes_with_half_a_batch_each_equal_one(mode: str, tmp_path: Pat
     ("mode", "message"),
     [
         ("apart", "would prune differently"),  # nobody makes the weights of the two alike
-        ("late", "init_process_group before DPAP is made"),
-        ("shrink", 'pass shrink="never"'),
-        ("paper", "slides its threshold batch by batch"),
-        ("unlike", "different arguments"),
+        pytest.param("late", "init_process_group before DPAP is made", marks=pytest.mark.slow),
+        pytest.param("shrink", 'pass shrink="never"', marks=pytest.mark.slow),
+        pytest.param("paper", "slides its threshold batch by batch", marks=pytest.mark.slow),
+        pytest.param("unlike", "different arguments", marks=pytest.mark.slow),
     ],
 )
 def test_what_would_part_the_processes_is_refused_in_all_of_them(mode: str, message: str, tmp_path: Path) -> None:

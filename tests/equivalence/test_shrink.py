@@ -102,6 +102,7 @@ def assert_same_weights(a: DPAP, b: DPAP, tolerance: float = 1e-9) -> None:
 
 
 class TestSameDecisions:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["sgd", "adamw"])
     def test_the_whole_digits_recipe(self, name: str) -> None:
         """Every development step kills the same, and the weights end equal to 1e-9, in float64."""
@@ -172,6 +173,7 @@ class TestSameDecisions:
         assert_same_weights(never, always)
         assert always._shrinker.shrinks or rule == "paper"
 
+    @pytest.mark.slow
     def test_scores_that_read_neighbours(self) -> None:
         """Norm scales, outgoing weights and random draws are looked up in the dense network's coordinates."""
         for score in ("norm-scale", "outgoing", "random", "magnitude", "bcm-classical"):
@@ -374,6 +376,7 @@ class TestResuming:
             for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
                 assert torch.equal(a, b), name
 
+    @pytest.mark.slow
     def test_a_wider_state_is_refused(self) -> None:
         early = developer(ConvNet().double(), OPTIMIZERS["sgd"], shrink="always")
         state = early.state_dict()
@@ -480,6 +483,7 @@ class TestRefused:
         with pytest.raises(DPAPError, match=r"(?s)several processes.*model\.module"):
             DPAP(nn.DataParallel(model), x, optimizer=optimizer, total_steps=10)
 
+    @pytest.mark.slow
     def test_a_model_that_was_compiled_afterwards(self) -> None:
         """It shrinks once, after the last development step, since each width is compiled anew. In a process of its own:
         the shape checker does not compile."""
@@ -531,6 +535,7 @@ class TestPolicy:
         here["large"] = alive["large"]
         assert torch.equal(rounded(alive, here)["large"], alive["large"]), "what was cut does not come back"
 
+    @pytest.mark.slow
     def test_auto_waits_until_it_pays(self) -> None:
         """Late in a run nothing is worth a shrink; early much is."""
         counts = []

@@ -14,7 +14,9 @@ SMALL = (
     *("inception", "u-net", "speech", "shuffle", "shuffle v2", "gated", "tied", "two views", "grouped"),
     *("transformer", "encoder"),
 )
-LARGE = ("resnet18", "mobilenetv2_100", "efficientnet_b0", "densenet121", "convnext_tiny", "regnety_002", "vit_tiny")
+LARGE = ("resnet18", "mobilenetv2_100", "convnext_tiny", "vit_tiny")
+QUICK = ("inception", "speech", "tied", "encoder")
+NETWORKS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*SMALL, *LARGE)]
 
 
 def trained(name: str, mode: str, steps: int = 24) -> tuple[DPAP, list[dict[str, list[int]]]]:
@@ -47,7 +49,7 @@ def _loss(output: object) -> Tensor:
     return sum((F.smooth_l1_loss(leaf, torch.ones_like(leaf)) for leaf in leaves), torch.zeros((), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_shrunk_equals_masked(name: str) -> None:
     (never, expected), (always, found) = (trained(name, mode) for mode in ("never", "always"))
     assert expected == found and any(expected)

@@ -17,7 +17,7 @@ from dpap.report.compare import compare_runs
 from dpap.report.compare_page import write_comparison
 from dpap.report.page import write_report
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 WIDTHS = (1280, 400)
 PLOTS = ("accuracy", "loss", "connectivity", "learning-rate", "network", "rates", "silent", "energy", "speed")
 

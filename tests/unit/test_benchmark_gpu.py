@@ -14,6 +14,8 @@ import pytest
 
 from dpap import DPAPError
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("tests", "throughput", "cifar", "run-time", "vgg16", "released")
 
 

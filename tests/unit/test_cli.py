@@ -334,6 +334,7 @@ def test_no_space(dpap: Callable[..., tuple[int, str, str]], tmp_path: Path, mon
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_folder_that_goes_on(tmp_path: Path) -> None:
     words = ["train", *SMALL, "--epochs", "40", "--out", "run", "--no-control"]
     # A shell that started the tests in the background has SIGINT ignored, and a child inherits that.

@@ -85,6 +85,7 @@ def test_half_a_record(size: int) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_real_records_of_cifar100(data_dir: Path) -> None:
     """The first records of each file, with both labels: each fine class lies in one coarse class."""
     path = data_dir / "cifar100-part" / "cifar-100-binary-part.tar.xz"

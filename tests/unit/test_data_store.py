@@ -579,6 +579,7 @@ def test_unknown_name() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_real_files_are_the_published_ones(data_dir: Path) -> None:
     if not (data_dir / "mnist").is_dir():
         pytest.skip("no MNIST there")
@@ -591,6 +592,7 @@ def test_the_real_files_are_the_published_ones(data_dir: Path) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_real_cifar10(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if status("cifar10").state == "missing":
         pytest.skip("no CIFAR-10 there")

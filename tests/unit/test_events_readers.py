@@ -382,6 +382,7 @@ def test_an_npy_file_is_no_npz_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_a_gesture_at_hand(data_dir: Path) -> None:
     folder = data_dir / "dvs128gesture"
     if not folder.is_dir():

@@ -595,6 +595,7 @@ def test_an_official_archive_has_a_checksum(home: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_recordings_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DATA is not None, "the marker skips"
     monkeypatch.setenv("DPAP_DATA", DATA)

@@ -170,8 +170,16 @@ def test_the_result_in_one_sentence(made: Callable[..., Path]) -> None:
     ("kind", "said", "unsaid"),
     [
         ("without control", ["no control beside it", "One seed, no interval"], ["of control", "The difference is"]),
-        ("dense", ["Nothing was pruned in this run", "Nothing was pruned: the network"], ["survival F", "The difference"]),
-        ("nothing dead", ["Nothing was pruned: the network at the end is the network at the beginning", "none pruned"], []),
+        (
+            "dense",
+            ["Nothing was pruned in this run", "Nothing was pruned: the network"],
+            ["survival F", "The difference"],
+        ),
+        (
+            "nothing dead",
+            ["Nothing was pruned: the network at the end is the network at the beginning", "none pruned"],
+            [],
+        ),
         ("not finished", ["This run is not finished: 5 of 12 epochs", "dpap resume"], ["SOPs", "Layer by layer"]),
         ("control not finished", ["Its unpruned control is not finished", "control, validation"], ["The difference"]),
         ("ordinary", ["Share of outputs above 0", "ReLU"], ["Firing rate", "real input", "SOPs per", "Neuron updates"]),

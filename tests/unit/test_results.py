@@ -22,6 +22,8 @@ from dpap.report.files import read_run
 from dpap.report.history import ResultLine, RunLine, from_text, to_text
 from dpap.report.numbers import numbers_of
 
+pytestmark = pytest.mark.slow
+
 Stored = dict[str, Any]
 
 

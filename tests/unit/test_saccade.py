@@ -374,6 +374,7 @@ def test_silent_recordings_are_counted_in_the_log(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_mnist_as_events() -> None:
     mnist = load_idx(MNIST)
     mnist = replace(mnist, test=mnist.test.part(torch.arange(10_000) < 20))  # all of them would take half a minute
@@ -387,6 +388,7 @@ def test_mnist_as_events() -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_simulated_camera_resembles_the_real_one(data_dir: Path) -> None:
     """On 100 of the training samples that its constants were chosen on."""
     place, images = data_dir / "nmnist" / "nmnist-1100.tar.xz", data_dir / "mnist" / "train-images-idx3-ubyte.gz"

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import platformdirs
+
 from dpap.atomic import replace_file
 from dpap.data.sources import SOURCES, Download, Part, Source
 from dpap.data.web import Progress, download, megabytes
@@ -170,14 +172,14 @@ def _source(name: str) -> Source:
 
 def data_folders() -> tuple[Path, ...]:
     """The folders that are looked at, in turn."""
-    own = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "dpap"
+    own = platformdirs.user_data_path("dpap")
     named = os.environ.get("DPAP_DATA")
     return (Path(named).expanduser(), own) if named else (own,)
 
 
 def cache_folder() -> Path:
     """Where the contents of archives are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpap"
+    return platformdirs.user_cache_path("dpap")
 
 
 def _home(source: Source) -> Path:

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from dpap.config import Config, read_config, to_toml
+from dpap.config import Config, from_dict, read_config, to_dict, to_toml
 from dpap.errors import DPAPError
 from dpap.io import dpap_version, read_state, write_atomic, write_state, writing
 from dpap.report.history import History, Line, from_text, read_history, to_text
@@ -186,7 +186,7 @@ class RunFolder:
         folder = self.checkpoints_path / f"epoch-{epoch:04d}"
         if folder.exists():  # from before a resume that had to go back to an older one
             shutil.rmtree(folder)
-        write_state(folder, {"epoch": epoch, "config": self._fingerprint(), **state})
+        write_state(folder, {"epoch": epoch, "config": to_dict(self.config()), **state})
         begun = self.checkpoints_path.glob(".epoch-*")  # what a run that was killed while writing left behind
         for old in (*self._checkpoints()[:-KEEP], *begun):
             shutil.rmtree(old)
@@ -205,7 +205,7 @@ class RunFolder:
                 log.warning("A checkpoint is passed over. %s", error)
                 problem = problem or error
                 continue
-            if state["config"] != self._fingerprint():
+            if not self._began_with(state["config"]):
                 raise DPAPError(
                     "The config was changed after the run began, so it cannot go on.",
                     where=str(self.config_path),
@@ -219,8 +219,11 @@ class RunFolder:
     def _checkpoints(self) -> list[Path]:
         return sorted(self.checkpoints_path.glob("epoch-*"))
 
-    def _fingerprint(self) -> str:
-        return hashlib.sha256(to_toml(self.config()).encode()).hexdigest()
+    def _began_with(self, saved: dict[str, Any] | str) -> bool:
+        """Whether the config of the folder is the one a checkpoint was written with."""
+        if isinstance(saved, str):  # version 0.1.0 kept a checksum of the file
+            return saved == hashlib.sha256(self.config_path.read_bytes()).hexdigest()
+        return from_dict(saved) == self.config()
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
