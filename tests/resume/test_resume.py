@@ -111,6 +111,7 @@ def test_the_same_config_gives_the_same_run(tmp_path: Path) -> None:
         assert_same_run(tmp_path / "a", tmp_path / "c")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     config = tiny()
     train(config, tmp_path / "whole")
@@ -129,6 +130,7 @@ def test_ctrl_c_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,6 +170,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_cut_off_before_its_result_gets_it(tmp_path: Path) -> None:
     train(tiny(), tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
@@ -212,6 +215,7 @@ def test_another_environment_is_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "torch 2.0 -> " in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_being_written_is_cleared_away(tmp_path: Path) -> None:
     def interrupt(now: Progress) -> None:
         if now.epoch == 2:
@@ -267,6 +271,7 @@ def test_the_folder_of_a_run(tmp_path: Path) -> None:
         assert str(tmp_path) not in file.read_text()
 
 
+@pytest.mark.slow
 def test_the_control_has_the_same_start_and_batches(tmp_path: Path) -> None:
     train(tiny(control="true", epochs="4"), tmp_path / "run")
     mine = read_history(tmp_path / "run" / "history.jsonl").epochs

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pooch
 import pytest
 
 from dpap.data import store
@@ -124,6 +125,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     for variable, name in folders.items():
         monkeypatch.setenv(variable, str(tmp_path / name))
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(pooch.core.time, "sleep", lambda _: None)  # between two tries
     (tmp_path / "data").mkdir()
     return Place(tmp_path / "data", tmp_path / "share" / "dpap", tmp_path / "cache" / "dpap", *fakes)
 

@@ -11,7 +11,7 @@ from tiny_runs import tiny
 from torch import Tensor
 from torch.nn import functional as F
 
-from dpap import config
+from dpap.config import sections
 from dpap.training.losses import LOSSES, PER_STEP, cross_entropy, mse, tet
 from dpap.training.run import Run
 
@@ -20,7 +20,7 @@ THIRD = torch.tensor([[0.0, math.log(3)]])  # probabilities 1/4 and 3/4
 
 
 def test_the_config_knows_every_loss() -> None:
-    assert set(config.LOSSES) == LOSSES.keys()
+    assert set(sections.LOSSES) == LOSSES.keys()
     assert LOSSES.keys() > PER_STEP
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -49,6 +50,7 @@ def build(name: str, **arguments: Any) -> nn.Module:
     return model
 
 
+@cache
 def settings_of(name: str) -> tuple[str, ...]:
     """What can be set of the model of that name, beside the shape and the classes of the data."""
     return tuple(key for key in inspect.signature(_made_by(name)).parameters if key not in ("shape", "classes"))
