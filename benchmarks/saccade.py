@@ -37,7 +37,8 @@ from dpap.data.events.places import members, names_in
 from dpap.data.events.readers import parse_bin
 from dpap.data.events.recording import Events, frames
 from dpap.data.idx import parse_idx
-from dpap.data.saccade import Saccades, saccade_events, saccade_frames
+from dpap.data.saccade import saccade_events, saccade_frames
+from dpap.data.saccade_camera import Saccades
 from dpap.data.sources import MNIST
 from dpap.data.store import read_parts
 from dpap.errors import DPAPError

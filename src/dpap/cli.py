@@ -28,8 +28,8 @@ from rich.table import Table
 from dpap.config import Config, override
 from dpap.data.events import EVENT_SOURCES
 from dpap.data.events.status import event_status, fetch_events, verify_events
+from dpap.data.set_status import SetStatus, fetch, status, verify
 from dpap.data.sources import SOURCES
-from dpap.data.store import SetStatus, fetch, status, verify
 from dpap.errors import DPAPError, unknown_name
 from dpap.find_model import find_model
 from dpap.inspect import inspect as inspect_model

@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 
 
 class DPAP:
-    """Lets a network prune itself while it learns.
+    """Prunes a network while it trains.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -84,15 +84,15 @@ class DPAP:
         rule: "dpap", "paper", "released", or a `dpap.method.rules.Rule`.
         target: Share of the dense network that stays: {"connectivity": 0.05}, or "macs", "parameters", "sops",
             "latency"; connectivity may be named together with macs or latency; where time steps are pruned, also
-            "pairs" (of living units and steps) and "steps" (of layers). Without a target, how much dies emerges.
+            "pairs" (of living units and steps) and "steps" (of layers). Without a target, the rule decides.
             The latency is that of one forward pass of `example_input` in evaluation mode; it is measured, so that two
             runs of the same seed need not be equal.
         prune: What may be pruned: "units" (channels and neurons), "synapses" (single connections) or "both". By default
             both, but for a target of macs, parameters or latency alone, which only whole units bring down: units.
-        score: What a unit or synapse is worth to its siblings: a name of `dpap.method.scores.SCORES`, or a function of
-            `dpap.method.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
-        start: Share of the run after which deaths begin.
-        stop: Share of the run after which they end.
+        score: How important a unit or synapse is among its siblings: a name of `dpap.method.scores.SCORES`, or a
+            function of `dpap.method.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
+        start: Share of the run after which pruning begins.
+        stop: Share of the run after which it ends.
         memory: Share of the run over which survival remembers.
         development_steps: Development steps in a run, about.
         observe_every: Every how many passes activity is observed; the first of each window always is.
@@ -100,9 +100,9 @@ class DPAP:
         ignore: Modules (or globs over their names) that keep their units and synapses.
         only: If given, all others keep theirs.
         ema: A copy of the model (or several) that follows it, such as an `AveragedModel`; masked along.
-        shrink: When dead units leave the tensors of model, `ema=` copies and optimizer state: "auto" when it pays (by
-            counts of operations, never by a clock), "always" at every development step in which units died, "never":
-            they stay as zeros until `compact()`. Who dies is the same.
+        shrink: When pruned units leave the tensors of model, `ema=` copies and optimizer state: "auto" when that saves
+            more than it costs (by counts of operations, never by a clock), "always" at every development step in which
+            units were pruned, "never": they stay as zeros until `compact()`. Which units are pruned is the same.
         forward: `forward(model, batch)` where the model is not called as `model(batch)`, for dict inputs or a loop over
             time.
         unknown: What to do with an operator that has no rule: "refuse" or "protect" all that touches it.
@@ -111,8 +111,8 @@ class DPAP:
             "silence" (it integrates and cannot fire, as in the paper; nothing is spared but what its readers do).
         spiking_input: The model receives counts of spikes, such as frames of events: what the first layer does to them
             are synaptic operations.
-        replay: The deaths of another run (`dpap.development.replay.Deaths`): as many die of each group and weight at
-            each development step, and the score says who, by its use in that window alone, without memory.
+        replay: The record of another run (`dpap.development.replay.Deaths`): as many are pruned of each group and
+            weight at each development step, and the score says which, by its use in that window alone, without memory.
 
     Attributes:
         graph: Groups, layers and sites (`dpap.graph.group.Graph`).

@@ -51,7 +51,7 @@ def find_model(name: str, *, shape: Sequence[int] | None = None, batch: int = 2)
         batch: Samples in the example.
 
     Raises:
-        DPAPError: No such network, code that fails or returns something else, or a shape that nobody knows.
+        DPAPError: No such network, code that fails or returns something else, or a shape that cannot be found.
     """
     with torch.random.fork_rng(devices=[]):  # first weights are drawn; the caller's random numbers are not
         found = _found(name)
@@ -177,7 +177,7 @@ def _importing_from(folder: Path) -> Iterator[None]:
 
 
 def _run(name: str, call: Callable[[], Any], fix: str = "correct that; a function is called without arguments") -> Any:
-    """Run somebody else's code; what it raises becomes an error that names the line."""
+    """Run a user's code; what it raises becomes an error that names the line."""
     try:
         return call()
     except DPAPError:

@@ -109,7 +109,7 @@ def inspect(
 
 
 def _least(group: UnitGroup) -> Tensor:
-    """Who lives when the group is at its floor; all of them where it is protected."""
+    """Which units live when the group is at its floor; all of them where it is protected."""
     return torch.arange(group.units) < (group.units if group.protected else unit_floor(group.units))
 
 

@@ -1,32 +1,34 @@
 """Files: safetensors and JSON only, written atomically. Nothing is ever unpickled.
 
-Two things are built on one codec: a saved network (`save`, `load`) and the state of a run (`write_state`,
-`read_state`). A tensor comes back with the strides it had, since another memory format picks another kernel and other
-bits; tensors that are one in memory are stored once and come back as one.
+A saved network is `save` and `load`; the state of a run is `write_state` and `read_state` of `dpap.tensors`. A tensor
+comes back with the strides it had, since another memory format picks another kernel and other bits; tensors that are
+one in memory are stored once and come back as one.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from dpap.atomic import replace_file
 from dpap.errors import DPAPError
 from dpap.graph.module_rules import follow_all, require_rule
 from dpap.models import MODELS, build, built_from
+from dpap.tensors import (
+    Packed,
+    damaged,
+    dpap_version,
+    read_manifest,
+    read_tensors,
+    write_atomic,
+    writing,
+)
 from dpap.time.graph import MODES, Mode, TimeGraph
 from dpap.time.timing import Timing, timing_of, without_timing
 
@@ -34,8 +36,6 @@ TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 FORMAT, FORMAT_VERSION = "dpap.model", 2
 TIMELESS_VERSION = 1
 """Of a network without dead time steps: what reads no more than that can read it."""
-STATE_TENSORS, STATE = "tensors.safetensors", "state.json"
-STATE_FORMAT, STATE_VERSION = "dpap.state", 1
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -58,7 +58,7 @@ def save(model: nn.Module, path: str | Path, *, alive: Mapping[str, Tensor] | No
         DPAPError: the folder cannot be written. What was there before stays as it was.
     """
     folder = Path(path)
-    packed = _Packed()
+    packed = Packed()
     names = {name: packed.add(tensor, name) for name, tensor in _tensors(model).items()}
     time = _packed_time(model, packed)
     data = packed.data()
@@ -103,8 +103,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         DPAPError: a missing, damaged or foreign file, or a network that does not fit; `model` is untouched then.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder / MANIFEST, FORMAT, FORMAT_VERSION)
-    tensors = _read_tensors(folder / TENSORS, manifest)
+    manifest = read_manifest(folder / MANIFEST, FORMAT, FORMAT_VERSION)
+    tensors = read_tensors(folder / TENSORS, manifest)
     try:
         entries = manifest["tensors"]
         values = {name: tensors[entry["stored_as"]] for name, entry in entries.items()}
@@ -112,7 +112,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         made = manifest["built_from"]
         time = _Time.of(manifest.get("time"), tensors)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise _damaged(folder / MANIFEST, f"{error} is missing or not as it should be") from error
+        raise damaged(folder / MANIFEST, f"{error} is missing or not as it should be") from error
     given = _rebuild(made, folder) if model is None else model
     if time is not None:
         time.check(given, folder)
@@ -155,7 +155,7 @@ class _Time:
             )
 
 
-def _packed_time(model: nn.Module, packed: _Packed) -> dict[str, Any] | None:
+def _packed_time(model: nn.Module, packed: Packed) -> dict[str, Any] | None:
     timing = timing_of(model)
     if timing is None:
         return None
@@ -168,7 +168,7 @@ def _packed_time(model: nn.Module, packed: _Packed) -> dict[str, Any] | None:
 
 def kept_units(path: str | Path) -> dict[str, tuple[int, list[int]]]:
     """Of each group on record when `save` was called: units of the dense network, and the indices that are left."""
-    manifest = _read_manifest(Path(path) / MANIFEST, FORMAT, FORMAT_VERSION)
+    manifest = read_manifest(Path(path) / MANIFEST, FORMAT, FORMAT_VERSION)
     return {group: (int(entry["of"]), list(entry["kept"])) for group, entry in manifest["kept_units"].items()}
 
 
@@ -205,7 +205,7 @@ def _rebuild(made: Any, folder: Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):  # the initial weights are replaced; the caller's random numbers are not
             return build(name, **arguments)
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(
+        raise damaged(
             folder / MANIFEST, f"built_from does not describe one of the models {', '.join(MODELS)}"
         ) from error
 
@@ -272,206 +272,7 @@ def _some(names: Any) -> str:
 # ------------------------------------------------------------------------------------------------- the state of a run
 
 
-def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write a tree of dicts, lists, plain values and tensors as the new folder `folder`, all or nothing.
-
-    Raises:
-        DPAPError: no space, no permission; nothing is left behind.
-        TypeError: a value of another type.
-    """
-    packed = _Packed()
-    tree = _encode(state, packed)
-    data = packed.data()
-    description = {
-        "format": STATE_FORMAT,
-        "format_version": STATE_VERSION,
-        "strides": packed.strides,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "state": tree,
-    }
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        write_atomic(staging / STATE_TENSORS, data)
-        write_atomic(staging / STATE, json.dumps(description).encode())
-        with writing(folder):
-            staging.chmod(0o755)
-            staging.rename(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def read_state(folder: Path) -> dict[str, Any]:
-    """What `write_state` wrote, tensors on the CPU.
-
-    Raises:
-        DPAPError: a file is missing, damaged or foreign.
-    """
-    description = _read_manifest(folder / STATE, STATE_FORMAT, STATE_VERSION)
-    tensors = _read_tensors(folder / STATE_TENSORS, description)
-    try:
-        state = _decode(description["state"], tensors)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(folder / STATE, f"{error} is missing or not as it should be") from error
-    if not isinstance(state, dict):
-        raise _damaged(folder / STATE, "it holds no mapping")
-    return state
-
-
-def _encode(value: Any, packed: _Packed) -> Any:
-    """JSON has no tensors, tuples or keys that are no strings: those become objects with one entry, named `$...`."""
-    if isinstance(value, Tensor):
-        return {"$tensor": packed.add(value)}
-    if isinstance(value, Mapping):
-        return {"$map": [[_encode(key, packed), _encode(inner, packed)] for key, inner in value.items()]}
-    if isinstance(value, tuple):
-        return {"$tuple": [_encode(inner, packed) for inner in value]}
-    if isinstance(value, list):
-        return [_encode(inner, packed) for inner in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"a state holds a {type(value).__name__}; only tensors and plain values can be written")
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(inner, tensors) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, inner),) = value.items()
-    if kind == "$tensor":
-        return tensors[inner]
-    if kind == "$tuple":
-        return tuple(_decode(entry, tensors) for entry in inner)
-    if kind == "$map":
-        return {_decode(key, tensors): _decode(entry, tensors) for key, entry in inner}
-    raise ValueError(f"an entry of kind {kind}")
-
-
 # ----------------------------------------------------------------------------------------------------------- the codec
 
 
-class _Packed:
-    """Tensors on their way into one safetensors file; the caller keeps them alive, since addresses are compared."""
-
-    def __init__(self) -> None:
-        self.strides: dict[str, list[int]] = {}
-        """Of each tensor that is not plainly contiguous."""
-        self._stored: dict[str, Tensor] = {}
-        self._keys: dict[tuple[object, ...], str] = {}
-
-    def add(self, tensor: Tensor, name: str | None = None) -> str:
-        """The key the tensor is stored under; the same for a tensor that is the same memory."""
-        tensor = tensor.detach()
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        if tensor.numel() and place in self._keys:
-            return self._keys[place]
-        key = name if name is not None else str(len(self._stored))
-        self._keys[place] = key
-        if tensor.stride() != _plain_stride(tensor.shape) and _is_dense(tensor.shape, tensor.stride()):
-            self.strides[key] = list(tensor.stride())
-        stored = tensor.cpu().contiguous()
-        part = stored.untyped_storage().nbytes() != stored.nbytes  # of a larger tensor; safetensors refuses to share
-        self._stored[key] = stored.clone() if part else stored
-        return key
-
-    def shape(self, key: str) -> list[int]:
-        return list(self._stored[key].shape)
-
-    def data(self) -> bytes:
-        return safetensors.torch.save(self._stored)
-
-
-def _plain_stride(shape: torch.Size) -> tuple[int, ...]:
-    return torch.empty(shape, device="meta").stride()
-
-
-def _is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
-    """No gaps and no overlaps, in any order of the axes."""
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(strides, shape, strict=True) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _read_manifest(path: Path, kind: str, newest: int) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DPAPError(f"The file cannot be read: {error.strerror}.", where=str(path)) from error
-    except ValueError as error:
-        raise _damaged(path, "it is not JSON") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != kind:
-        raise _damaged(path, f"it is not a {kind} file")
-    number = manifest.get("format_version")
-    if not isinstance(number, int) or not 1 <= number <= newest:
-        raise DPAPError(
-            f"The file has format version {number}; this dpap {dpap_version()} reads 1 to {newest}.",
-            where=str(path),
-            fix="read it with the dpap that wrote it, or a newer one",
-        )
-    return manifest
-
-
-def _read_tensors(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DPAPError(f"The file cannot be read: {error.strerror}.", where=str(path)) from error
-    if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
-        raise _damaged(path, "its hash is not the one in the file beside it; it was cut short, changed or swapped")
-    try:
-        tensors = safetensors.torch.load(data)
-        for key, stride in manifest["strides"].items():
-            stored = tensors[key]
-            if not _is_dense(stored.shape, stride):
-                raise ValueError(f"tensor {key} has strides {stride}")
-            tensors[key] = torch.empty_strided(stored.shape, stride, dtype=stored.dtype).copy_(stored)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise _damaged(path, str(error)) from error
-    return tensors
-
-
-def _damaged(path: Path, why: str) -> DPAPError:
-    return DPAPError(f"The file is damaged or not ours: {why}.", where=str(path), fix="use another copy of it")
-
-
 # -------------------------------------------------------------------------------------------------------------- writing
-
-
-class writing:
-    """Turns what the system says about a full or read-only disk into one clear error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise DPAPError(
-                f"The file cannot be written: {error.strerror or error}.",
-                where=str(self.path),
-                fix="free some space and go on from the last checkpoint" if full else "choose a place you may write to",
-            ) from error
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part.
-
-    Raises:
-        DPAPError: no space or no permission; what was there stays, and no part of the new is left behind.
-    """
-    with writing(path):
-        replace_file(path, data)
-
-
-def dpap_version() -> str:
-    """The installed version."""
-    return version("dpap")

@@ -227,7 +227,7 @@ def cifar10_vit() -> Config:
             clip=1.0,
             precision="bfloat16",
         ),
-        # Heads and hidden units die; what reads and makes the tokens stays as wide as it is.
+        # Heads and hidden units are pruned; what reads and makes the tokens stays as wide as it is.
         development=DevelopmentConfig(rule="dpap", target=TargetConfig(macs=0.60)),
     )
 

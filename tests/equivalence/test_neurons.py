@@ -28,7 +28,7 @@ from dpap.neurons import (
     Repeat,
     Sigmoid,
     SpikingNeuron,
-    functional,
+    kernel,
     over_time,
 )
 
@@ -125,7 +125,7 @@ def current(*shape: int) -> Tensor:
 
 @pytest.fixture(params=[7, 65536], ids=["many pieces", "one piece"])
 def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "PIECE", request.param)
+    monkeypatch.setattr(kernel, "PIECE", request.param)
 
 
 @pytest.mark.usefixtures("_pieces")
@@ -224,7 +224,7 @@ def test_pieces_and_threads_change_nothing(kind: str, monkeypatch: pytest.Monkey
     upstream = torch.randn_like(x)
     results = []
     for piece, threads in product((64, 1000, 65536), (1, 2)):
-        monkeypatch.setattr(functional, "PIECE", piece)
+        monkeypatch.setattr(kernel, "PIECE", piece)
         torch.set_num_threads(threads)
         spikes = neuron(x)
         results.append((spikes, torch.autograd.grad(spikes, x, upstream)[0]))

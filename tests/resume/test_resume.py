@@ -14,8 +14,8 @@ from tiny_runs import tiny
 
 from dpap.config import Config
 from dpap.errors import DPAPError
-from dpap.io import read_state
 from dpap.report.history import EpochLine, from_text, read_history, without_time
+from dpap.tensors import read_state
 from dpap.training.loop import Progress, resume, train
 
 # What a run may differ in: the rule, what is pruned, the optimizer, the batches, the data, the network.

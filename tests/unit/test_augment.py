@@ -10,15 +10,8 @@ import torch
 from torch import Tensor
 
 from dpap.data import augment
-from dpap.data.augment import (
-    RANDAUGMENT_OPERATIONS,
-    Augment,
-    apply_operations,
-    rand_augment,
-    random_crop,
-    random_erasing,
-    random_flip,
-)
+from dpap.data.augment import Augment, random_crop, random_erasing, random_flip
+from dpap.data.rand_augment import RANDAUGMENT_OPERATIONS, apply_operations, rand_augment
 from dpap.errors import DPAPError
 
 ALL = Augment(crop=4, flip=True, erasing=0.25, randaugment=9)

@@ -17,11 +17,12 @@ import numpy as np
 import pooch
 import pytest
 
-from dpap.data import store
+from dpap.data import set_status, store
 from dpap.data.cifar import load_cifar
 from dpap.data.idx import load_idx
+from dpap.data.set_status import fetch, status, verify
 from dpap.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, SOURCES, Download, Part, Source
-from dpap.data.store import fetch, read_parts, status, verify
+from dpap.data.store import read_parts
 from dpap.errors import DPAPError
 
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: nobody answers
@@ -120,7 +121,8 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     fakes = (fake_idx(MNIST, 0), fake_idx(FASHION_MNIST, 1), fake_cifar(CIFAR10, 2), fake_cifar(CIFAR100, 3))
-    monkeypatch.setattr(store, "SOURCES", MappingProxyType({fake.source.name: fake.source for fake in fakes}))
+    for module in (store, set_status):
+        monkeypatch.setattr(module, "SOURCES", MappingProxyType({fake.source.name: fake.source for fake in fakes}))
     folders = {"DPAP_DATA": "data", "XDG_DATA_HOME": "share", "XDG_CACHE_HOME": "cache"}
     for variable, name in folders.items():
         monkeypatch.setenv(variable, str(tmp_path / name))

@@ -13,6 +13,7 @@ import pytest
 from dpap.data.events import (
     Events,
     Label,
+    columns,
     read_aedat2,
     read_aedat3,
     read_bin,
@@ -308,7 +309,7 @@ def test_without_h5py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def without(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(readers.importlib, "import_module", without)
+    monkeypatch.setattr(columns.importlib, "import_module", without)
     with pytest.raises(DPAPError, match="h5py, which is not installed") as caught:
         next(read_spikes(tmp_path / "a.h5", 700))
     assert "dpap[events]" in caught.value.fix

@@ -16,8 +16,9 @@ from torch import nn
 
 from dpap import DPAP
 from dpap.errors import DPAPError
-from dpap.io import kept_units, load, read_state, save, write_atomic, write_state
+from dpap.io import kept_units, load, save
 from dpap.models import build
+from dpap.tensors import read_state, write_atomic, write_state
 
 IMAGES = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 ARGUMENTS: dict[str, Any] = {"shape": (1, 8, 8), "classes": 4, "blocks": ((6, 8),), "hidden": (20,)}

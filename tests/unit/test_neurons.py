@@ -13,7 +13,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpap.errors import DPAPError
-from dpap.neurons import IF, LIF, PLIF, LeakyIntegrator, Rectangular, Repeat, SpikingNeuron, functional, over_time
+from dpap.neurons import (
+    IF,
+    LIF,
+    PLIF,
+    LeakyIntegrator,
+    Rectangular,
+    Repeat,
+    SpikingNeuron,
+    functional,
+    kernel,
+    over_time,
+)
 from dpap.neurons.encoding import repeated_from
 
 NEURONS: dict[str, Callable[..., SpikingNeuron]] = {"if": IF, "lif": LIF, "plif": PLIF}
@@ -210,7 +221,7 @@ def allocations() -> Iterator[Allocations]:
 
 @pytest.mark.parametrize("make", NEURONS.values(), ids=NEURONS)
 def test_forward_stores_no_membranes(make: Callable[..., SpikingNeuron], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "PIECE", 100)
+    monkeypatch.setattr(kernel, "PIECE", 100)
     neuron, x = make(), torch.randn(10, 4, 500)
     with torch.no_grad(), allocations() as counted:
         neuron(x)
@@ -225,7 +236,7 @@ def test_forward_stores_no_membranes(make: Callable[..., SpikingNeuron], monkeyp
 
 
 def test_constant_input_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "PIECE", 100)
+    monkeypatch.setattr(kernel, "PIECE", 100)
     image, num_steps = torch.randn(4, 500, requires_grad=True), 10
     with allocations() as counted:
         spikes = LIF()(Repeat(num_steps)(image))

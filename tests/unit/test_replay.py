@@ -163,8 +163,8 @@ def test_what_a_floor_forbids_is_said_and_carried(
     with caplog.at_level(logging.WARNING, "dpap"):
         reports = run(dev)
     assert [len(r.died_units.get("hidden", [])) for r in reports[-4:]] == [0, 18, 0, 0]
-    assert [r.skipped for r in reports[-4:]] == [[], *[["1 deaths in hidden that the record has"]] * 3]
-    assert [m for m in caplog.messages if "record" in m] == ["1 deaths in hidden that the record has were not made."]
+    assert [r.skipped for r in reports[-4:]] == [[], *[["1 of hidden that the record prunes"]] * 3]
+    assert [m for m in caplog.messages if "record" in m] == ["1 of hidden that the record prunes were kept."]
 
 
 def test_what_was_missed_is_made_up_for() -> None:
@@ -215,12 +215,12 @@ def test_what_cannot_die_is_said_at_every_step() -> None:
         reports[step] = dev.step()
     found = [report for step, report in reports.items() if step >= 8 and report is not None]
     assert [r.died_synapses for r in found] == [{"0.weight": 18}, {"2.weight": 1}, {}]
-    assert all("2 deaths in 0.weight that the record has" in r.skipped for r in found)
+    assert all("2 of 0.weight that the record prunes" in r.skipped for r in found)
 
 
 class TestErrors:
     def test_no_reports(self) -> None:
-        with pytest.raises(DPAPError, match="no report to take deaths from"):
+        with pytest.raises(DPAPError, match="no report to take a record from"):
             Deaths.of([])
 
     def test_another_network(self, recorded: list[DevelopmentReport]) -> None:
@@ -236,7 +236,7 @@ class TestErrors:
         assert deaths.total_steps == TOTAL
         with pytest.raises(DPAPError, match="total_steps 60; this one has 120"):
             make(replay=deaths, total_steps=120)
-        with pytest.raises(DPAPError, match=r"deaths at step \d+, where nobody can die in this run"):
+        with pytest.raises(DPAPError, match=r"prunes at step \d+, where nothing can be pruned in this run"):
             make(replay=deaths, start=0.3)
         with pytest.raises(DPAPError, match="at step 30"):
             make(replay=deaths, stop=0.45)
@@ -245,9 +245,9 @@ class TestErrors:
 
     def test_parts_that_cannot_die_here(self, recorded: list[DevelopmentReport]) -> None:
         deaths = Deaths.of(recorded)
-        with pytest.raises(DPAPError, match=r"deaths in .*weight, where nobody can die"):
+        with pytest.raises(DPAPError, match=r"prunes .*weight, where nothing can be pruned"):
             make(replay=deaths, rule=dpap_rule(kinds=frozenset({"unit"})))
-        with pytest.raises(DPAPError, match="deaths in inner, where nobody can die"):
+        with pytest.raises(DPAPError, match="prunes inner, where nothing can be pruned"):
             make(replay=deaths, ignore="inner")
 
     def test_another_rule_and_a_target(self, recorded: list[DevelopmentReport]) -> None:
@@ -256,7 +256,7 @@ class TestErrors:
             make(replay=replace(deaths, rule="paper"))
         with pytest.raises(DPAPError, match="Rule 'paper' knows no replay"):
             make(replay=deaths, rule="paper")
-        with pytest.raises(DPAPError, match="A replay and a target both say how many"):
+        with pytest.raises(DPAPError, match="A replay and a target both say how much"):
             make(replay=deaths, target={"connectivity": 0.5})
 
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from dpap.data import Dataset, DataSpec, Split, saccade
+from dpap.data import Dataset, DataSpec, Split, saccade_camera
 from dpap.data.events import frames
 from dpap.data.events.places import members, names_in
 from dpap.data.events.readers import parse_bin
 from dpap.data.idx import load_idx, read_idx
-from dpap.data.saccade import Saccades, as_saccades, saccade_events, saccade_frames, saccade_spec
+from dpap.data.saccade import as_saccades, saccade_events, saccade_frames, saccade_spec
+from dpap.data.saccade_camera import Saccades
 from dpap.data.sources import MNIST
 from dpap.errors import DPAPError
 
@@ -64,7 +65,7 @@ def test_a_pixel_fires_as_one_simulated_by_hand(refractory: float) -> None:
     levels = np.cumsum(draws.normal(0, 1, (25, 40)) * (draws.random((25, 40)) < 0.7), 0).astype(np.float32)
     down, up = draws.uniform(0.2, 0.7, (2, 40)).astype(np.float32)
     phase = draws.random(40, dtype=np.float32)
-    pixels = saccade._Pixels(levels[0], np.stack([down, up]), phase, refractory)
+    pixels = saccade_camera._Pixels(levels[0], np.stack([down, up]), phase, refractory)
     low = pixels.low.copy()
     found: list[list[tuple[float, bool]]] = [[] for _ in range(40)]
     for step in range(24):
@@ -80,7 +81,9 @@ def test_a_pixel_fires_as_one_simulated_by_hand(refractory: float) -> None:
 
 def test_a_pixel_at_rest_keeps_silent() -> None:
     level = np.zeros(5, np.float32)
-    pixels = saccade._Pixels(level, np.full((2, 5), 0.1, np.float32), np.linspace(0, 0.99, 5, dtype=np.float32), 3.0)
+    pixels = saccade_camera._Pixels(
+        level, np.full((2, 5), 0.1, np.float32), np.linspace(0, 0.99, 5, dtype=np.float32), 3.0
+    )
     assert not len(pixels.step(0.0, 10.0, level, level).time)
 
 
@@ -92,9 +95,9 @@ def test_what_the_pixels_see_is_the_moved_image() -> None:
     model = replace(PLAIN, window=(6, 8), corners=((0.0, 0.0), (2.0, 1.0)), onsets=(0, 100), moves=(50, 50))
     model = replace(model, duration=200, steps=2)
     image = pictures(1, 6, 8)
-    times, places = saccade._path(model)
-    scene = saccade._scene(image, model)
-    views = [view.reshape(6, 8).copy() for view in saccade._views(scene, places, model)]
+    times, places = saccade_camera._path(model)
+    scene = saccade_camera._scene(image, model)
+    views = [view.reshape(6, 8).copy() for view in saccade_camera._views(scene, places, model)]
     assert times.tolist() == [0, 25, 50, 100, 125, 150]
     assert places.tolist() == pytest.approx(np.array([(0, 0), (1, 0.5), (2, 1), (2, 1), (1, 0.5), (0, 0)]))
     level = np.log(image[0] / 255 + model.floor)
@@ -108,7 +111,7 @@ def test_blur_keeps_the_light_and_spreads_it() -> None:
     image = np.zeros((1, 9, 9), np.uint8)
     image[0, 4, 4] = 255
     model = replace(PLAIN, window=(9, 9), corners=((0.0, 0.0), (0.0, 0.0)), onsets=(0, 9), moves=(1, 1), blur=0.6)
-    light = np.exp(saccade._scene(image, model)[..., 0]) - model.floor
+    light = np.exp(saccade_camera._scene(image, model)[..., 0]) - model.floor
     weights = np.exp(-0.5 * (np.arange(-2, 3) / 0.6) ** 2)
     weights /= weights.sum()
     assert light.sum() == pytest.approx(1, abs=1e-4)
@@ -201,8 +204,8 @@ def test_counts_above_a_byte_stay_at_its_largest() -> None:
 
 
 def test_events_end_with_the_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    late = saccade._Fired(np.array([0, 1]), np.array([True, True]), np.array([314_999.5, 315_000.0]))
-    monkeypatch.setattr(saccade, "_changes", lambda *_: iter([late]))
+    late = saccade_camera._Fired(np.array([0, 1]), np.array([True, True]), np.array([314_999.5, 315_000.0]))
+    monkeypatch.setattr(saccade_camera, "_changes", lambda *_: iter([late]))
     model = replace(SMALL, noise=0)
     assert saccade_events(pictures(1)[0], model).t.tolist() == [314_999]
     assert saccade_frames(pictures(1), 11, model).sum() == 1
@@ -214,7 +217,7 @@ def test_a_sample_has_the_same_events_whatever_the_batch(monkeypatch: pytest.Mon
     assert np.array_equal(saccade_frames(images[4:5], 6, SMALL, indices=[4])[0], whole[4])
     order = [5, 0, 3]
     assert np.array_equal(saccade_frames(images[order], 6, SMALL, indices=order), whole[order])
-    monkeypatch.setattr(saccade, "CHUNK", 3)
+    monkeypatch.setattr("dpap.data.saccade.CHUNK", 3)
     assert np.array_equal(saccade_frames(images, 6, SMALL), whole)
 
 
@@ -232,11 +235,11 @@ def test_seed_and_index_decide_what_is_drawn() -> None:
 def test_thresholds_belong_to_the_sensor() -> None:
     """Different from pixel to pixel, the same in every sample, other ones with another seed."""
     model = replace(SMALL, spread=0.1)
-    down, up = saccade._thresholds(model, 0)
+    down, up = saccade_camera._thresholds(model, 0)
     assert np.log([down, up]).std(axis=1) == pytest.approx([0.1, 0.1], rel=0.3)
     assert np.log(down).mean() == pytest.approx(math.log(model.threshold_off), abs=0.03)
     assert np.log(up).mean() == pytest.approx(math.log(model.threshold_on), abs=0.03)
-    assert not np.array_equal(saccade._thresholds(model, 1)[0], down)
+    assert not np.array_equal(saccade_camera._thresholds(model, 1)[0], down)
 
 
 def test_floats_are_the_bytes_they_stand_for() -> None:

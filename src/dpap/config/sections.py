@@ -245,7 +245,7 @@ class OptimizerConfig(Section):
 
 @section
 class TargetConfig(Section):
-    """The share of the dense network that stays; all "none": how much dies is left to the rule."""
+    """The share of the dense network that stays; all "none": the rule decides how much is pruned."""
 
     section: ClassVar[str] = "development.target"
 
@@ -278,14 +278,14 @@ class DevelopmentConfig(Section):
     section: ClassVar[str] = "development"
 
     rule: Annotated[str, OneOf("rule", (*RULES, "none"))] = "dpap"
-    """"none": nothing is observed and nothing dies, the unpruned control."""
+    """"none": nothing is observed and nothing is pruned, the unpruned control."""
     unit_score: OrNone[Annotated[str, OneOf("score", SCORES)]] = None
     """What a unit is worth, by name; none: as the rule says."""
     synapse_score: OrNone[Annotated[str, OneOf("score", SCORES)]] = None
     """The same for a synapse."""
     kappa_unit: OrNone[NotNegative] = None
-    """Level at the end of the window, as a share of the average unit's use, where no target says how much dies; none:
-    as the rule says."""
+    """Level at the end of the window, as a share of the average unit's use, where no target says how much is pruned;
+    none: as the rule says."""
     kappa_synapse: OrNone[NotNegative] = None
     """The same for synapses."""
     start: Share = 0.10
@@ -294,7 +294,7 @@ class DevelopmentConfig(Section):
     development_steps: Count = 100
     observe_every: Count = 4
     shrink: Annotated[str, OneOf("policy", ("auto", "never", "always"))] = "auto"
-    """When dead units leave the tensors during training; who dies is the same."""
+    """When pruned units leave the tensors during training; which are pruned is the same."""
     time: OrNone[Annotated[str, OneOf("mode", ("leak", "silence"))]] = None
     """Prune time steps as well: a dead pair of a unit and a step receives nothing ("leak") or cannot fire ("silence",
     as in the paper); none: every step lives."""
@@ -305,8 +305,8 @@ class DevelopmentConfig(Section):
     time_score: OrNone[Annotated[str, OneOf("time score", TIME_SCORES)]] = None
     """What a time step is worth to the others of its unit; none: as the rule says."""
     replay: OrNone[str] = None
-    """Folder of a finished run: as many die of each layer at each step as there, and the scores say who. The record
-    takes the place of the target, which is set to none."""
+    """Folder of a finished run: as many are pruned of each layer at each step as there, and the scores say which. The
+    record takes the place of the target, which is set to none."""
     prune: OrNone[Annotated[str, OneOf("choice", tuple(KINDS))]] = None
     """What may be pruned: "units", "synapses" or "both"; none: both, but units alone for a target of macs, parameters
     or latency without connectivity."""

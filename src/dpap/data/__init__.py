@@ -13,10 +13,10 @@ from dpap.data.digits import load_digits
 from dpap.data.events import EVENT_SETS, EventSettings, load_events
 from dpap.data.folders import load_images
 from dpap.data.idx import load_idx
+from dpap.data.set_status import FileStatus, SetStatus, fetch, status, verify
 from dpap.data.simulated import load_simulated
 from dpap.data.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, SOURCES
 from dpap.data.spec import Dataset, DataSpec, Split
-from dpap.data.store import FileStatus, SetStatus, fetch, status, verify
 from dpap.data.web import Progress
 from dpap.errors import DPAPError, unknown_name
 

@@ -10,7 +10,8 @@ import torch
 
 from dpap.data.events.cache import Framed, Sample, draft_of, folder_of, kept, key
 from dpap.data.events.framed import EventSettings
-from dpap.data.saccade import Saccades, as_saccades, saccade_spec
+from dpap.data.saccade import as_saccades, saccade_spec
+from dpap.data.saccade_camera import Saccades
 from dpap.data.spec import Dataset, Split
 from dpap.errors import DPAPError
 

@@ -14,130 +14,24 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import platformdirs
 
 from dpap.atomic import replace_file
 from dpap.data.sources import SOURCES, Download, Part, Source
 from dpap.data.web import Progress, download, megabytes
-from dpap.errors import DPAPError, unknown_name
+from dpap.errors import DPAPError
 
 log = logging.getLogger(__name__)
 
-State = Literal["ok", "here", "missing", "damaged"]
-"""ok: read and verified. here: found, not read. missing: nowhere. damaged: not the published file."""
 
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileStatus:
-    """A file of a data set.
-
-    Attributes:
-        name: As it is called here; of a missing one, as it is called officially.
-        state: ok, here, missing or damaged.
-        where: The file; None where it is missing.
-        size: Its bytes; of a missing one, the bytes to download.
-        expected: The checksum of what was published: of the download, or of an unpacked part.
-        problem: What is wrong and what to do; empty when nothing is.
-    """
-
-    name: str
-    state: State
-    where: Path | None
-    size: int
-    expected: str
-    problem: str = ""
-
-    def __str__(self) -> str:
-        place = f"  {self.where}" if self.where else f"  {megabytes(self.size)} to download"
-        problem = "".join(f"\n        {line}" for line in self.problem.splitlines())
-        return f"{self.state:8}{self.name}{place}{problem}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetStatus:
-    """A data set: its files, and what a table says of it."""
-
-    name: str
-    files: tuple[FileStatus, ...]
-    credit: str
-    folder: Path
-    """Where a download would go."""
-
-    @property
-    def state(self) -> State:
-        """The worst of its files."""
-        states = {file.state for file in self.files}
-        order: tuple[State, ...] = ("damaged", "missing", "here", "ok")
-        return next(state for state in order if state in states)
-
-    @property
-    def where(self) -> Path | None:
-        """The folder of the first file that is here."""
-        return next((file.where.parent for file in self.files if file.where is not None), None)
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Names of the files that are nowhere."""
-        return tuple(file.name for file in self.files if file.state == "missing")
-
-    @property
-    def to_download(self) -> int:
-        """Bytes of the files that are missing."""
-        return sum(file.size for file in self.files if file.state == "missing")
-
-    def __str__(self) -> str:
-        size = f", {megabytes(self.to_download)} to download to {self.folder}" if self.missing else ""
-        return "\n".join([f"{self.name}: {self.state}{size}", *(f"    {file}" for file in self.files), self.credit])
-
-
 # ------------------------------------------------------------------------------------------- for the command line
-
-
-def status(name: str) -> SetStatus:
-    """What is here of a published data set; of a file in its own folder only the size is compared, nothing is read.
-
-    Raises:
-        DPAPError: no published data set of that name.
-    """
-    source = _source(name)
-    files = [file for item in source.downloads for file in _status(source, item)]
-    return SetStatus(name=name, files=tuple(files), credit=source.spec.credit, folder=_home(source))
-
-
-def verify(name: str) -> SetStatus:
-    """Read every file of a published data set that is here, unpack it, and compare it with its checksum.
-
-    Raises:
-        DPAPError: no published data set of that name. A damaged file is not an error: its status says what is wrong.
-    """
-    source = _source(name)
-    files = [file for item in source.downloads for file in _verified(source, item)]
-    return SetStatus(name=name, files=tuple(files), credit=source.spec.credit, folder=_home(source))
-
-
-def fetch(name: str, progress: Progress | None = None) -> SetStatus:
-    """Download the files of a published data set that are missing, and verify all of them.
-
-    Args:
-        name: Of the data set.
-        progress: Called with the name of the file, the bytes that are here and the bytes it has.
-
-    Raises:
-        DPAPError: no published data set of that name, no connection, another file at the address, or no folder that
-            can be written.
-    """
-    source = _source(name)
-    missing = [item for item in source.downloads if _find(source, item) is None and _cached(source, item) is None]
-    _download_all(source, missing, progress)
-    return verify(name)
 
 
 def read_parts(source: Source) -> dict[str, bytes]:
@@ -151,20 +45,14 @@ def read_parts(source: Source) -> dict[str, bytes]:
     for item in source.downloads:
         here = _read(source, item)
         if here is None:
-            log.warning("downloading %s (%s) to %s", item.name, megabytes(item.size), _home(source))
+            log.warning("downloading %s (%s) to %s", item.name, megabytes(item.size), home_folder(source))
             missing.append(item)
         else:
             parts |= here
-    _download_all(source, missing)
+    download_all(source, missing)
     for item in missing:
         parts |= _read(source, item) or {}
     return parts
-
-
-def _source(name: str) -> Source:
-    if name not in SOURCES:
-        raise unknown_name("published data set", name, SOURCES)
-    return SOURCES[name]
 
 
 # ------------------------------------------------------------------------------------------------------------ folders
@@ -182,7 +70,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("dpap")
 
 
-def _home(source: Source) -> Path:
+def home_folder(source: Source) -> Path:
     """Where a download goes: the first data folder that can be written."""
     folders = data_folders()
     return next((folder for folder in folders if _writable(folder)), folders[-1]) / source.folders[0]
@@ -202,7 +90,7 @@ class _Found:
     packed: Path | None = None
 
 
-def _find(source: Source, item: Download) -> _Found | None:
+def find_download(source: Source, item: Download) -> _Found | None:
     for place, named in _places(source):
         for parts in _unpacked(source, item, place, named):
             if len(parts) == len(item.parts):
@@ -251,17 +139,17 @@ def _of_another_set(path: Path, source: Source) -> bool:
 
 def _read(source: Source, item: Download) -> dict[str, bytes] | None:
     """The verified parts of one download; None where it is nowhere."""
-    found = _find(source, item)
+    found = find_download(source, item)
     if found is not None and found.packed is None:
-        return {part.name: _read_part(source, part, found.parts[part.name]) for part in item.parts}
-    if (cached := _cached(source, item)) is not None:
+        return {part.name: read_part(source, part, found.parts[part.name]) for part in item.parts}
+    if (cached := cached_parts(source, item)) is not None:
         return cached
     if found is None or found.packed is None:
         return None
-    return _unpack(source, item, found.packed)
+    return unpack(source, item, found.packed)
 
 
-def _unpack(source: Source, item: Download, path: Path) -> dict[str, bytes]:
+def unpack(source: Source, item: Download, path: Path) -> dict[str, bytes]:
     """The verified parts in a packed file. What took long is kept."""
     if not source.inside:
         return _gunzip(source, item, path)
@@ -278,7 +166,7 @@ def _bytes(path: Path) -> bytes:
         raise DPAPError("A data file cannot be read.", where=f"{path}: {error.strerror}") from error
 
 
-def _read_part(source: Source, part: Part, path: Path) -> bytes:
+def read_part(source: Source, part: Part, path: Path) -> bytes:
     raw = _bytes(path)
     if not _right(part, raw):
         raise _damaged(source, part, str(path), raw)
@@ -347,7 +235,7 @@ def _refuse_unsafe(member: tarfile.TarInfo, path: Path) -> None:
 # -------------------------------------------------------------------------------------------------------------- cache
 
 
-def _cached(source: Source, item: Download) -> dict[str, bytes] | None:
+def cached_parts(source: Source, item: Download) -> dict[str, bytes] | None:
     """The parts of an archive that were unpacked before; None unless all are there and right."""
     folder = cache_folder() / source.name
     paths = {part.name: folder / part.name for part in item.parts}
@@ -356,7 +244,7 @@ def _cached(source: Source, item: Download) -> dict[str, bytes] | None:
     parts = {}
     for part in item.parts:
         try:
-            parts[part.name] = _read_part(source, part, paths[part.name])
+            parts[part.name] = read_part(source, part, paths[part.name])
         except DPAPError:
             log.warning("the cache is damaged and made again: %s", paths[part.name])
             return None
@@ -431,9 +319,9 @@ def _anew(source: Source) -> str:
     return f"delete it and run: dpap data fetch {source.name}"
 
 
-def _download_all(source: Source, missing: list[Download], progress: Progress | None = None) -> None:
+def download_all(source: Source, missing: list[Download], progress: Progress | None = None) -> None:
     """Download files; where that fails, the error names all that are missing and how to put them there."""
-    folder = _home(source)
+    folder = home_folder(source)
     for number, item in enumerate(missing):
         try:
             download(item, folder, progress)
@@ -465,44 +353,3 @@ def _almost(source: Source, missing: list[Download]) -> Iterator[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------- status
-
-
-def _status(source: Source, item: Download) -> list[FileStatus]:
-    """Of one download, by sizes."""
-    found = _find(source, item)
-    if found is None and _cached(source, item) is not None:
-        return [_file(part, "ok", cache_folder() / source.name / part.name) for part in item.parts]
-    if found is None:
-        return [_file(item, "missing", None)]
-    if found.packed is not None:
-        return [_file(item, "here", found.packed)]
-    return [
-        _file(part, "here", path)
-        if path.stat().st_size == part.size
-        else _file(part, "damaged", path, f"it has {path.stat().st_size:,} bytes, expected {part.size:,}")
-        for part, path in ((part, found.parts[part.name]) for part in item.parts)
-    ]
-
-
-def _verified(source: Source, item: Download) -> list[FileStatus]:
-    """Of one download, by checksums."""
-    found = _find(source, item)
-    if found is None:
-        return _status(source, item)
-    if found.packed is not None:
-        return [_try(item, found.packed, partial(_unpack, source, item, found.packed))]
-    paths = found.parts
-    return [_try(part, paths[part.name], partial(_read_part, source, part, paths[part.name])) for part in item.parts]
-
-
-def _try(known: Part | Download, path: Path, read: Callable[[], object]) -> FileStatus:
-    try:
-        read()
-    except DPAPError as error:
-        return _file(known, "damaged", path, str(error))
-    return _file(known, "ok", path)
-
-
-def _file(known: Part | Download, state: State, where: Path | None, problem: str = "") -> FileStatus:
-    name, size = (known.name, known.size) if where is None else (where.name, where.stat().st_size)
-    return FileStatus(name=name, state=state, where=where, size=size, expected=known.checksum, problem=problem)

@@ -39,10 +39,10 @@ def checked_target(target: Mapping[str, float], rule: Rule, account: Account) ->
 def checked_replay(
     replay: Deaths | None, survivors: Survivors, target: Mapping[str, float], *, timed: bool
 ) -> Deaths | None:
-    """The deaths of another run, if this one can repeat them.
+    """The record of another run, if this one can repeat it.
 
     Raises:
-        DPAPError: They are of another network or schedule, or something else says how many die as well.
+        DPAPError: It is of another network or schedule, or something else says how much is pruned as well.
     """
     if replay is None:
         return None
@@ -50,9 +50,9 @@ def checked_replay(
     if not plan.rule.windowed:
         raise DPAPError(f"Rule {plan.rule.name!r} knows no replay.", fix='use rule="dpap".')
     if target:
-        raise DPAPError("A replay and a target both say how many die.", fix="leave target= out.")
+        raise DPAPError("A replay and a target both say how much is pruned.", fix="leave target= out.")
     if timed:
-        raise DPAPError("A replay holds deaths of units and synapses, none of time steps.", fix="leave time= out.")
+        raise DPAPError("A replay holds units and synapses, no time steps.", fix="leave time= out.")
     dense = {g.name: g.units for g in plan.graph.groups}
     mortal = {g.name: g.units for g in plan.groups} | {n: m.numel() for n, m in survivors.synapse_masks.items()}
     replay.check(plan.schedule, plan.rule.name, dense, mortal)

@@ -1,4 +1,4 @@
-"""Who is pruned in a development step: score, grow, survive, take the victims; nothing is carried out here."""
+"""What is pruned in a development step: score, grow, survive, choose; nothing is carried out here."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class Decider:
         return Decision(survival, synapse_survival, alive, masks, exchange, timed, report)
 
     def _survived(self, survival: Tensor, growth: Tensor, alive: Tensor, clock: Clock) -> Tensor:
-        """Survival after this step; the dead of a permanent rule keep what they died with."""
+        """Survival after this step; pruned units of a permanent rule keep their last value."""
         new = survival_step(survival, growth, self.plan.rule.gamma(clock))
         return torch.where(alive, new, survival) if self.plan.rule.permanent else new
 
@@ -154,7 +154,8 @@ class Decider:
         return exchange
 
     def _open_arrivals(self, account: Account, window: Window) -> None:
-        """Spikes per sample as the window saw them; SOPs are a share of what the last window before any death spent."""
+        """Spikes per sample as the window saw them; SOPs are a share of what the last window before any pruning
+        spent."""
         account.arrivals = [window.arrivals_per_sample(e.weight) for e in account.edges]
         self.dense.setdefault("sops", account.sops())
 
@@ -166,7 +167,7 @@ class Decider:
         for name, mask in self.survivors.synapse_masks.items():
             if self.plan.rule.permanent:
                 synapses[name] = torch.from_numpy(account.edges[weights[name]].living.copy()).to(mask.device)
-            else:  # the mask of its own deaths; rows of dead units are struck beside it
+            else:  # the mask of its own synapses; rows of pruned units are masked beside it
                 synapses[name] = mask.clone()
                 struck = [index for owner, index in taker.synapses if owner == weights[name]]
                 synapses[name].view(-1)[struck] = False

@@ -11,7 +11,7 @@ from dpap.pruning.mask import MaskKeeper
 
 
 class Guard:
-    """Watches who moves the weights, and that the processes stay the same.
+    """Watches what changes the weights, and that the processes stay the same.
 
     Attributes:
         place: Number of this process, and how many there are.

@@ -1,7 +1,8 @@
-"""A recorded history of deaths, replayed with other victims: the control at matched counts and the same schedule.
+"""A recorded history of pruning, replayed with another choice: the control at matched counts and the same schedule.
 
-The record says how many units of each group die at each development step and how many synapses of each weight are left
-after it; a score says who, by its use of that window alone. What cannot be met at a step is made up for at the next.
+The record says how many units of each group are pruned at each development step and how many synapses of each weight
+are left after it; a score says which, by its use of that window alone. What cannot be met at a step is made up for at
+the next.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDeaths:
-    """Who was left after one development step."""
+    """What was left after one development step."""
 
     step: int
     """Calls of `dev.step()` up to it."""
@@ -35,7 +36,7 @@ class StepDeaths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deaths:
-    """How many died when, in a whole run; for `dpap.DPAP(replay=)`."""
+    """How much was pruned when, in a whole run; for `dpap.DPAP(replay=)`."""
 
     total_steps: int
     """Calls of `dev.step()` in the run."""
@@ -54,7 +55,7 @@ class Deaths:
             DPAPError: There is no report.
         """
         if not reports:
-            raise DPAPError("There is no report to take deaths from.", fix="keep what dev.step() returns.")
+            raise DPAPError("There is no report to take a record from.", fix="keep what dev.step() returns.")
         last = reports[-1]
         return cls(
             total_steps=round(last.step / last.progress),
@@ -79,7 +80,7 @@ class Deaths:
         history = read_history(path)
         if history.result is None:
             raise DPAPError(
-                "The run is not over, so its record of deaths is not complete.",
+                "The run is not over, so its record of pruning is not complete.",
                 where=str(folder),
                 fix=f"finish it first: dpap resume {folder}",
             )
@@ -103,7 +104,7 @@ class Deaths:
             schedule: Of the run.
             rule: Its name.
             units: Group -> units of the dense network.
-            prunable: Units that may die of each group, synapses of each weight.
+            prunable: Units that may be pruned of each group, synapses of each weight.
 
         Raises:
             DPAPError: The record is of another rule, another network, another number of steps or another window.
@@ -131,12 +132,12 @@ class Deaths:
             before |= at.synapses
             for name in died - prunable.keys():
                 raise DPAPError(
-                    f"The record has deaths in {name}, where nobody can die in this run.",
+                    f"The record prunes {name}, where nothing can be pruned in this run.",
                     fix="protect the same parts (ignore=, only=, frozen parameters) and prune the same kinds.",
                 )
             if died and at.step not in possible:
                 raise DPAPError(
-                    f"The record has deaths at step {at.step}, where nobody can die in this run.",
+                    f"The record prunes at step {at.step}, where nothing can be pruned in this run.",
                     fix="give start, stop and development_steps of the recorded run.",
                 )
 
@@ -144,9 +145,9 @@ class Deaths:
         """Take as many as the record has up to this step, from the least survival up.
 
         Args:
-            taker: Who takes them, without caps: those were in force when the record was made.
-            units: Units that could die.
-            synapses: Synapses that could die.
+            taker: Prunes them, without caps: those were in force when the record was made.
+            units: Units that could be pruned.
+            synapses: Synapses that could be pruned.
             step: Calls of `dev.step()` so far.
         """
         account, missing = taker.account, {}
@@ -166,13 +167,13 @@ class Deaths:
             missing[group.name] = int(alive.sum()) - living
         for name, number in missing.items():
             if number > 0:
-                account.skipped.add(f"{number} deaths in {name} that the record has")
+                account.skipped.add(f"{number} of {name} that the record prunes")
                 if past == list(self.steps):
-                    log.warning("%d deaths in %s that the record has were not made.", number, name)
+                    log.warning("%d of %s that the record prunes were kept.", number, name)
 
 
 class _Number:
-    """So many synapses are to die."""
+    """So many synapses are to be pruned."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -200,7 +201,7 @@ def _counted(reports: Iterable[DevelopmentReport | DevelopmentLine]) -> tuple[St
 
 
 def _deadly(schedule: Schedule) -> set[int]:
-    """The steps of a run at which somebody may die."""
+    """The steps of a run at which something may be pruned."""
     found, last = set(), 0
     for step in range(1, schedule.total_steps + 1):
         if schedule.develops_at(step):

@@ -21,7 +21,7 @@ class Notes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DevelopmentReport:
-    """What one development step found and did. Tensors have the original length; the dead stay in them."""
+    """What one development step found and did. Tensors have the original length; pruned units keep their places."""
 
     step: int
     """Calls of `dev.step()` so far."""
@@ -32,13 +32,13 @@ class DevelopmentReport:
     died_units: dict[str, list[int]] = field(default_factory=dict)
     """Group -> units that fell below the level."""
     isolated_units: dict[str, list[int]] = field(default_factory=dict)
-    """Group -> units that died because nothing living fed or read them any more."""
+    """Group -> units that were pruned because nothing living fed or read them any more."""
     died_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> single synapses that fell below the level."""
     living_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> synapses left, of the weights that lose them one by one; those of dead units are gone too."""
     died_steps: dict[str, list[int]] = field(default_factory=dict)
-    """Neuron -> time steps at which its whole layer died in this step."""
+    """Neuron -> time steps at which its whole layer was pruned in this step."""
     died_pairs: dict[str, int] = field(default_factory=dict)
     """Neuron -> single (unit, time step) pairs that fell below the level."""
     living_pairs: float = 1.0
@@ -46,9 +46,9 @@ class DevelopmentReport:
     living_steps: float = 1.0
     """Living layer steps / all of them, likewise."""
     capped: list[str] = field(default_factory=list)
-    """Groups and weights where a cap deferred somebody to the next step."""
+    """Groups and weights where a cap put something off to the next step."""
     skipped: list[str] = field(default_factory=list)
-    """Deaths that a floor or a protected unit forbade."""
+    """What a floor or a protected unit kept."""
     warnings: list[str] = field(default_factory=list)
     at_threshold: dict[str, int] = field(default_factory=dict)
     """Group -> living units that were active and score 0 all the same: their activity never leaves the threshold."""
@@ -63,7 +63,7 @@ class DevelopmentReport:
 
     @property
     def deaths(self) -> int:
-        """Units and synapses that died, isolated ones included."""
+        """Units and synapses that were pruned, isolated ones included."""
         units = sum(len(u) for d in (self.died_units, self.isolated_units) for u in d.values())
         return units + sum(self.died_synapses.values())
 

@@ -1,4 +1,4 @@
-"""Who is alive, and what they survived on."""
+"""Which units and synapses are alive, and their survival."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Survivors:
         )
 
     def living_synapses(self, layer: Layer) -> Tensor:
-        """(O, I): who enters the statistics; a permanent rule's masks leave out what dead units make or read."""
+        """(O, I): what enters the statistics; a permanent rule's masks leave out what dead units make or read."""
         mask = self.synapse_masks[layer.weight]
         return mask if self.plan.rule.permanent else torch.ones_like(mask)
 

@@ -1,4 +1,4 @@
-"""The time steps of a network under development: who lives, what they survived on, who dies.
+"""The time steps of a network under development: which live, their survival, which are pruned.
 
 As thin as `developer`: every number comes from `plasticity` and `survival`, every victim from `pruning.pairs`, and
 `timing` sees to it that the dead stay dead.
@@ -114,7 +114,7 @@ class Temporal:
         """Grow, survive and take the victims; nothing of the object changes.
 
         Args:
-            alive: Group -> (units,): who lives after this step.
+            alive: Group -> (units,): which units live after this step.
             find: The sums of a layer in this window.
             clock: Where the run stands.
             warn: Told where nothing was fired.

@@ -124,8 +124,8 @@ class Layer:
     exact. Linear: shape (), value 1."""
     groups: int = 1
     """Of a grouped convolution: output feature o reads the I / groups input features of its own group. Those live and
-    die with it as one unit, so such a layer is no edge between units: it is not scored (`post` is None), isolates
-    nobody, and its counts go with its units."""
+    are pruned with it as one unit, so such a layer is no edge between units: it is not scored (`post` is None),
+    isolates no unit, and its counts go with its units."""
     transposed: bool = False
     """The weight is (I, O / groups, ...), not (O, I / groups, ...)."""
 
@@ -154,7 +154,7 @@ class NeuronSite:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitGroup:
-    """Units that live and die one by one, and every slice of every tensor that goes with each."""
+    """Units that are pruned one by one, and every slice of every tensor that goes with each."""
 
     name: str
     units: int

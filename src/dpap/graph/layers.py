@@ -70,7 +70,7 @@ def _check_in_time(layers: Iterable[Layer], steps: Steps) -> None:
             continue
         if steps.reads_the_past(seen.module, seen.call):
             raise DPAPError(
-                f"What {layer.name} drives is seen one step late, where {seen.module} reads it: nobody sees a method, "
+                f"What {layer.name} drives is seen one step late, where {seen.module} reads it: no method is observed, "
                 "such as neuron.step, or a function.",
                 where=layer.name,
                 fix="call the neuron as a module in each step, dpap.neurons.StepByStep(neuron), or use "

@@ -29,7 +29,7 @@ class Selection:
         return cls(frozenset().union(*(_matches(names, p, "ignore") for p in _patterns(ignore))), picked)
 
     def keeps(self, paths: Iterable[str]) -> str | None:
-        """Why what these modules make stays; None: it may die."""
+        """Why what these modules make stays; None: it may be pruned."""
         paths = set(paths)
         if paths & self.ignored:
             return "ignored"

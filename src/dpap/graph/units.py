@@ -1,6 +1,6 @@
-"""Units while a graph is walked: who is tied to whom, whose the entries of the tensors are, who stays and why.
+"""Units while a graph is walked: which are tied, which entries of the tensors are theirs, which stay and why.
 
-A rule only records, as arrays; `classes` works out once, at the end, who lives and dies together.
+A rule only records, as arrays; `classes` works out once, at the end, which are pruned together.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Units:
         return np.arange(self.count - n, self.count, dtype=np.int64)
 
     def tie(self, a: IntArray, b: IntArray, otherwise: str = "tied to something that is no unit") -> None:
-        """Units of the same index live and die together. `otherwise`: why a unit stays whose partner is none."""
+        """Units of the same index are kept or pruned together. `otherwise`: why a unit stays whose partner is none."""
         a, b = np.broadcast_arrays(a, b)
         both = (a >= 0) & (b >= 0)
         self._ties.append((a[both], b[both]))

@@ -71,7 +71,7 @@ class Rule:
     gamma: Callable[[Clock], float]
     level: Callable[[Kind, Clock], float]
     tolerance: float
-    """Relative distance to the level within which nobody dies."""
+    """Relative distance to the level within which nothing is pruned."""
     kinds: frozenset[Kind] = frozenset({"unit", "synapse"})
     # When, and within which limits.
     windowed: bool
@@ -84,7 +84,7 @@ class Rule:
     """Whether synapses onto protected units (the classifier's) are prunable."""
     needs_neurons: bool = False
     time_kinds: frozenset[Kind] = frozenset()
-    """What dies where time steps are pruned: pairs of a unit and a step, steps of a layer."""
+    """What is pruned of time steps: pairs of a unit and a step, steps of a layer."""
     time_score: TimeScore = importance
     """What a step is worth to its siblings, from Eq. (8)."""
 
@@ -101,7 +101,8 @@ def dpap(
     leaks: bool = True,
     rises: bool = True,
 ) -> Rule:
-    """Competition among siblings: survival is the memory of relative use; who falls below a slowly rising level dies.
+    """Competition among siblings: survival is the memory of relative use; what falls below a slowly rising level is
+    pruned.
 
     Args:
         score: What a unit or synapse is worth to its siblings.
@@ -110,7 +111,7 @@ def dpap(
         kappa_pair: For the steps of a unit, where time steps are pruned.
         kappa_step: For the steps of a layer, likewise.
         time_score: What a step is worth to its siblings: "importance", Eq. (8), or "random", its control.
-        kinds: What dies: units, synapses or both.
+        kinds: What is pruned: units, synapses or both.
         leaks: False (ablation): survival is the mean over all steps so far, nothing is forgotten.
         rises: False (ablation): the level stands at its end value from the start of the window.
     """
@@ -168,7 +169,8 @@ def paper(*, beta: float = 5.0, spine: Literal["sum of products", "product of su
     """The equations as printed, developed once an epoch.
 
     Args:
-        beta: F0. Not printed; with the released 10 and the smooth exponent of Eq. (11) no convolution filter can die.
+        beta: F0. Not printed; with the released 10 and the smooth exponent of Eq. (11) no convolution filter can be
+        pruned.
         spine: Which of the two unequal right-hand sides of Eq. (7).
     """
 

@@ -1,4 +1,4 @@
-"""When a run develops, observes and lets things die; and whether the learning rate leaves time to learn."""
+"""When a run develops, observes and prunes; and whether the learning rate leaves time to learn."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Schedule:
 
 
 class RateWatch:
-    """Warns when deaths come while the learning rate still rises, or after it has died away."""
+    """Warns when units are pruned while the learning rate still rises, or after it has become too small."""
 
     def __init__(self, schedule: Schedule, optimizers: Iterable[Optimizer]) -> None:
         self.schedule, self.optimizers = schedule, tuple(optimizers)

@@ -192,7 +192,8 @@ def outgoing(stats: Stats) -> Tensor:
 
 @score_link("random")
 def random(stats: Stats) -> Tensor:
-    """Drawn once per run, the same at every development step (redrawn, it would average out and nobody would die)."""
+    """Drawn once per run, the same at every development step (redrawn, it would average out and nothing would be
+    pruned)."""
     shape = stats.weight.shape[:1] if stats.kind == "unit" else stats.weight.shape[:2]
     return _drawn(tuple(shape), stats.seed, stats.layer, stats.kind).to(stats.y)
 

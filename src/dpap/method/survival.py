@@ -1,8 +1,9 @@
 """Survival. Use it or lose it, and gradually decay.
 
-A score becomes growth through a chain of small maps (`Link`); survival is the memory of growth; who falls below the
-level dies. Pure functions of tensors. Only `survival` remembers anything, so there is one tensor to print, plot and
-save. The same functions serve units and synapses: siblings lie along the last axis. Numbers in docstrings are equations
+A score becomes growth through a chain of small maps (`Link`); survival is the memory of growth; what falls below the
+level is pruned. Pure functions of tensors. Only `survival` remembers anything, so there is one tensor to print, plot
+and save. The same functions serve units and synapses: siblings lie along the last axis. Numbers in docstrings are
+equations
 of the paper (Han et al., IEEE TPAMI 2025, arXiv 2211.12714).
 """
 
@@ -67,7 +68,7 @@ def relative(score: Float[Tensor, "*rows N"], alive: Bool[Tensor, "*rows N"]) ->
 
 
 def uninformed(score: Float[Tensor, "*rows N"], alive: Bool[Tensor, "*rows N"]) -> int:
-    """Number of rows with somebody alive whose scores sum to 0."""
+    """Number of rows with a living entry whose scores sum to 0."""
     silent = torch.where(alive, score, 0).sum(-1) <= 0
     return int((silent & alive.any(-1)).sum())
 
@@ -118,7 +119,7 @@ def offset(eps: float) -> Link:
 
 
 def bonus(amount: float, *, at_zero: bool) -> Link:
-    """Eq. (10): whoever did not decay gains `amount`. Printed with delta >= 0, released with delta > 0."""
+    """Eq. (10): what did not decay gains `amount`. Printed with delta >= 0, released with delta > 0."""
     return lambda delta, alive: delta + amount * ((delta >= 0) if at_zero else (delta > 0)).to(delta)
 
 
@@ -152,7 +153,7 @@ def leak(elapsed: float, memory: float) -> float:
 
 
 def rising_level(q: float, kappa: float) -> float:
-    """The level below which one dies: kappa (1 - (1 - q)^3), from 0 to kappa over the window.
+    """The level below which a unit or synapse is pruned: kappa (1 - (1 - q)^3), from 0 to kappa over the window.
 
     >>> rising_level(0.0, 0.6), rising_level(1.0, 0.6)
     (0.0, 0.6)
@@ -163,7 +164,7 @@ def rising_level(q: float, kappa: float) -> float:
 def below(
     survival: Float[Tensor, "*N"], alive: Bool[Tensor, "*N"], level: float, tolerance: float
 ) -> Bool[Tensor, "*N"]:
-    """Who dies: F < level (1 - tolerance). No decision rests on rounding."""
+    """What is pruned: F < level (1 - tolerance). No decision rests on rounding."""
     return alive & (survival < level * (1 - tolerance))
 
 
@@ -180,13 +181,13 @@ def unit_floor(units: int) -> int:
 
 
 def unit_cap(living: int, elapsed: float) -> int:
-    """Units of a group that may die in one development step: a tenth a hundredth of the run, at least one."""
+    """Units of a group that may be pruned in one development step: a tenth a hundredth of the run, at least one."""
     share: float = 1 - 0.9 ** (100 * elapsed)
     return max(1, math.floor(share * living + ROUNDING))
 
 
 def synapse_cap(living: int, elapsed: float) -> int:
-    """Synapses of a layer that may die in one development step: a fifth a hundredth of the run, at least one."""
+    """Synapses of a layer that may be pruned in one development step: a fifth a hundredth of the run, at least one."""
     share: float = 1 - 0.8 ** (100 * elapsed)
     return max(1, math.floor(share * living + ROUNDING))
 

@@ -1,4 +1,4 @@
-"""What is there: living synapses, connectivity, parameters. Counted from the graph and who is alive, never from values.
+"""What is there: living synapses, connectivity, parameters. Counted from the graph and the masks, never from values.
 
 Every function takes `alive` (group name -> bool (units,)) and, where single synapses matter, `synapses` (weight name ->
 bool, like the weight; linear layers only). What is not in the mapping is alive.
@@ -18,7 +18,7 @@ from dpap.errors import DPAPError, unknown_name
 from dpap.graph.group import Graph, Layer, LayerKind
 
 ALL: Mapping[str, Tensor] = MappingProxyType({})
-"""Nobody is dead."""
+"""Nothing is pruned."""
 
 
 def connectivity(

@@ -1,4 +1,4 @@
-"""Who is used: how often the units of each group fire, and which never do."""
+"""What is used: how often the units of each group fire, and which never do."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class RateCounter:
         return record
 
     def count(self, alive: Mapping[str, Tensor] = ALL) -> dict[str, FiringRate]:
-        """By group name, given who is alive."""
+        """By group name, given the units that are alive."""
         sites: dict[str, list[Tensor]] = defaultdict(list)
         for name, call in self._seen:
             sites[self._sites[name][call][0]].append(self._at(name, call).mean(1))

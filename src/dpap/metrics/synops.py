@@ -40,7 +40,7 @@ def count_macs(
 
     Args:
         inputs: "real" counts only the layers whose input is real-valued, which an energy estimate books as MACs.
-        time: Who lives when: steps at which a layer has nothing to compute do not count.
+        time: Which units live when: steps at which a layer has nothing to compute do not count.
     """
     check_living(graph, alive, ALL)
     return sum(
@@ -79,7 +79,7 @@ class SynopCount:
 
 
 class SynopCounter:
-    """Records, while it is entered, what arrives at the layers of a model; then counts, whoever is alive.
+    """Records, while it is entered, what arrives at the layers of a model; then counts, for any units that are alive.
 
         with SynopCounter(model, graph) as counter:
             for x, _ in batches:
@@ -156,7 +156,7 @@ class SynopCounter:
         self._nonzero[index] = self._nonzero[index] + torch.stack(nonzero)
 
     def count(self, alive: Mapping[str, Tensor] = ALL, synapses: Mapping[str, Tensor] = ALL) -> SynopCount:
-        """Operations per sample, given who is alive.
+        """Operations per sample, given the units that are alive.
 
         Raises:
             DPAPError: No batch was run, or a layer saw none or cannot be observed.

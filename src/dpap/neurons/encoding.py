@@ -16,7 +16,7 @@ _SOURCE = "_dpap_repeated_from"
 def repeated_from(x: Tensor) -> Tensor | None:
     """The tensor that `Repeat` made `x` of, where its gradient may be computed in place of that of `x`; else None.
 
-    Neurons ask this to skip T copies of a gradient that would be summed at once. None where somebody asked for the
+    Neurons ask this to skip T copies of a gradient that would be summed at once. None where the caller asked for the
     gradient of `x` itself (a hook, `retain_grad`), and where `x` is the result of an operation after `Repeat`.
     """
     source = getattr(x, _SOURCE, None)

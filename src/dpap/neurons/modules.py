@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dpap.errors import DPAPError
 from dpap.neurons import functional, surrogate
+from dpap.neurons.kernel import Firing
 from dpap.neurons.surrogate import Surrogate
 
 
@@ -38,9 +39,7 @@ class SpikingNeuron(nn.Module, ABC):
         learn_slope: bool = False,
     ) -> None:
         super().__init__()
-        self.firing = functional.Firing(
-            v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate
-        )
+        self.firing = Firing(v_threshold=v_threshold, v_reset=v_reset, detach_reset=detach_reset, surrogate=surrogate)
         self.alpha: nn.Parameter | None
         self.register_parameter("alpha", nn.Parameter(torch.tensor(surrogate.alpha)) if learn_slope else None)
         self.may_fire: Tensor | None = None

@@ -13,7 +13,7 @@ from dpap.neurons.modules import SpikingNeuron
 class StepByStep(nn.Module):
     """A neuron that a loop over time calls once per step: (x, v) -> (spikes, v), as `SpikingNeuron.step`.
 
-    A method is seen by nobody; the call of a module can be, so what such a neuron fires is observed where it fires.
+    A method cannot be observed; the call of a module can, so what such a neuron fires is observed where it fires.
 
     Args:
         neuron: Any of ours.
@@ -33,7 +33,7 @@ class StepByStep(nn.Module):
 class Recurrent(nn.Module):
     """A layer of neurons with lateral weights V: current[t] = x[t] + V o[t-1], o = spikes of the layer, o[0] = 0.
 
-    The plain loop that anybody would write, of modules that are called once per step, so it is understood, observed and
+    The plain loop, of modules that are called once per step, so it is understood, observed and
     cut as any network is: V drives the units that it reads. V is also called at the first step, on zeros.
 
     Args:

@@ -1,1 +1,1 @@
-"""Death made real: masks that neither leak nor revive, and physical removal."""
+"""What is alive and what it costs; masks that hold; smaller tensors."""

@@ -1,6 +1,6 @@
-"""Who lives and what it costs: an account that is exact after every single death.
+"""Which units and synapses live and what they cost: an account that is exact after every single pruning.
 
-Victims are taken one at a time, each with the units it isolates (no living input or no living output left). A death
+Victims are pruned one at a time, each with the units it isolates (no living input or no living output left). Pruning
 that would take a protected unit's last living input, or isolate a unit of a group at its floor, is undone and reported.
 """
 
@@ -59,8 +59,8 @@ class _Edge:
         return (out & _alive_inputs(self, alive).reshape(self.groups, 1, -1)).reshape(self.living.shape)
 
     def returns(self, rows: IntArray, columns: IntArray) -> BoolArray:
-        """Whether these synapses end at the unit that they come from. Such a one feeds nobody: a unit that is left with
-        it alone has no input and no output."""
+        """Whether these synapses end at the unit that they come from. Such a one feeds no other: a unit that is left
+        with it alone has no input and no output."""
         return np.asarray(
             (self.in_groups[columns] == self.out_group) & (self.in_units[columns] == self.out_units[rows])
         )
@@ -88,7 +88,7 @@ class Account:
     floors: list[int]
     protected: list[bool]
     prunable: frozenset[str]
-    """Weights whose synapses die one by one."""
+    """Weights whose synapses are pruned one by one."""
     inputs: list[IntArray] = field(default_factory=list)
     """Per group, per unit: living synapses that arrive; -1 where no layer drives the unit."""
     outputs: list[IntArray] = field(default_factory=list)
@@ -177,14 +177,14 @@ class Account:
         rows = self.alive[edge.out_group][edge.out_units].reshape(edge.groups, -1).sum(1)
         return int(rows @ _alive_inputs(edge, self.alive).reshape(edge.groups, -1).sum(1))
 
-    # deaths -------------------------------------------------------------------------------------------------------
+    # pruning ------------------------------------------------------------------------------------------------------
 
     def kill(self, victim: Victim, *, at_least: tuple[str, float] | None = None) -> bool:
         """Take one victim and what it isolates; False (and nothing changed) if that is not allowed.
 
         Args:
-            victim: Who.
-            at_least: (metric, value): refuse a death that would take the count below the value.
+            victim: What is pruned.
+            at_least: (metric, value): refuse what would take the count below the value.
         """
         self._journal.clear()
         before = len(self.isolated)
@@ -217,7 +217,7 @@ class Account:
                 continue
             if isolated:
                 if self._at_floor(group):
-                    self.skipped.add(f"a death that would isolate unit {unit} of {self.graph.groups[group].name}")
+                    self.skipped.add(f"what would isolate unit {unit} of {self.graph.groups[group].name}")
                     return False
                 self.isolated.append((group, unit))
             isolated = True
@@ -235,7 +235,7 @@ class Account:
         return True
 
     def _clear_inside(self, edge: _Edge, group: int, unit: int) -> None:
-        """Remove the synapses of a grouped convolution inside a unit; nobody else loses an input or an output."""
+        """Remove the synapses of a grouped convolution inside a unit; no other unit loses an input or an output."""
         if edge.out_group == group:
             rows = np.flatnonzero(edge.out_units == unit)
             self._set(edge.living, rows, False)
@@ -266,7 +266,7 @@ class Account:
             self._set(counts[group], changed, new[changed])
             silent = changed[(new[changed] == 0) & self.alive[group][changed]]
             if self.protected[group] and counts is self.outputs:
-                continue  # a protected unit that nobody reads stays, harmless
+                continue  # a protected unit that nothing reads stays, harmless
             queue.extend((int(group), int(u)) for u in silent)
 
     def _kill_synapse(self, victim: Victim) -> bool:
@@ -278,7 +278,7 @@ class Account:
         group, feeding = int(edge.in_groups[column]), int(edge.in_units[column])
         between = (group, feeding) != (edge.out_group, unit)
         if between and self.inputs[edge.out_group][unit] == 1:
-            return False  # one living input per living unit, as far as synapse deaths go
+            return False  # one living input per living unit, as far as synapses are pruned
         if between and group >= 0 and not self.protected[group] and self.outputs[group][feeding] == 1:
             return self._remove([(group, feeding)], isolated=True)  # its synapses go with it, this one among them
         edge.living[row, column] = False  # nothing below can be refused, so nothing is journalled
@@ -301,7 +301,7 @@ class Account:
     def kill_at_once(self, owner: IntArray, index: IntArray) -> bool:
         """Take living synapses together, if no unit comes to its last input or loses its last output; else nothing.
 
-        Counts only fall, so what holds at the end held at every single death.
+        Counts only fall, so what holds at the end held after every single pruning.
         """
         inputs, outputs = [c.copy() for c in self.inputs], [c.copy() for c in self.outputs]
         plan = []
@@ -328,7 +328,7 @@ class Account:
         return True
 
     def strike(self, units: Sequence[tuple[int, int]], synapses: Sequence[tuple[int, int]], *, isolate: bool) -> None:
-        """Take all at once, without floors; then, if asked, whoever is left without living inputs or outputs."""
+        """Take all at once, without floors; then, if asked, units left without living inputs or outputs."""
         for owner, index in synapses:
             self.edges[owner].living.reshape(-1)[index] = False
         for owner, index in units:

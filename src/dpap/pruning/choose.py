@@ -1,4 +1,4 @@
-"""Who is taken in a development step: candidates in order, caps, and the target on its schedule."""
+"""What is pruned in a development step: candidates in order, caps, and the target on its schedule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Part = tuple[int, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidates:
-    """Everybody who could die, of one kind."""
+    """All that could be pruned, of one kind."""
 
     owner: IntArray
     """(N,): group number (units) or edge number (synapses)."""
@@ -38,7 +38,7 @@ class Candidates:
 
     @classmethod
     def of(cls, parts: Iterable[Part], level: float, tolerance: float, *, fallen_only: bool = False) -> Candidates:
-        """Everybody alive; or, where nothing else is asked for, those below the level."""
+        """All that are alive; or, where nothing else is asked for, those below the level."""
         owners, indices, survivals, uses, fallens = [], [], [], [], []
         for owner, survival, use, alive in parts:
             fallen = below(survival.cpu(), alive.cpu(), level, tolerance).reshape(-1).numpy()
@@ -87,7 +87,7 @@ class Taker:
     units: list[tuple[int, int]] = field(default_factory=list)
     synapses: list[tuple[int, int]] = field(default_factory=list)
     bound: set[str] = field(default_factory=set)
-    """Groups and layers where a cap deferred somebody."""
+    """Groups and layers where a cap put something off."""
 
     def __post_init__(self) -> None:
         account = self.account
@@ -124,7 +124,7 @@ class Taker:
             self.take_synapses(owner, index, [])
 
     def all_fallen(self, units: Candidates, synapses: Candidates, *, permanent: bool) -> None:
-        """Rules without limits: everybody below the level dies at once, permanently with whom that isolates.
+        """Rules without limits: all below the level are pruned at once, permanently with what that isolates.
 
         Raises:
             DPAPError: A group or a layer would be emptied.
@@ -168,7 +168,7 @@ class Taker:
     def take_synapses(self, owner: IntArray, index: IntArray, goals: Sequence[Goal]) -> None:
         """In order, and with the outcome of one by one: at once where neither a floor nor an isolation is near.
 
-        A piece that holds a row's last inputs or a unit's last outputs is halved until those are left to single deaths.
+        A piece that holds a row's last inputs or a unit's last outputs is halved until those are pruned one by one.
         """
         account = self.account
         if len(owner) <= self.ONE_BY_ONE:
@@ -200,7 +200,7 @@ class Taker:
                 self.take_synapses(owner[part], index[part], goals)
 
     def _within_caps(self, owner: IntArray, index: IntArray) -> BoolArray:
-        """Who may die if everybody before them does."""
+        """What may be pruned if all before it are."""
         allowed = np.ones(len(owner), dtype=bool)
         if self.capped:
             for o in np.unique(owner):
@@ -210,7 +210,7 @@ class Taker:
 
 
 class Goal(Protocol):
-    """How many synapses are to die, in order."""
+    """How many synapses are to be pruned, in order."""
 
     @property
     def reached(self) -> bool: ...
@@ -220,12 +220,12 @@ class Goal(Protocol):
         ...
 
     def spent(self, owner: IntArray, index: IntArray) -> None:
-        """These died."""
+        """These were pruned."""
         ...
 
 
 class CountGoal:
-    """A count on its way down: cheap to keep while single synapses die, taken anew whenever a unit did."""
+    """A count on its way down: cheap to keep while single synapses are pruned, taken anew whenever a unit was."""
 
     def __init__(self, account: Account, metric: str, most: float) -> None:
         self.account, self.metric, self.most = account, metric, most
@@ -272,17 +272,18 @@ def scheduled(target: Target, q: float) -> dict[str, float]:
 def choose(
     taker: Taker, units: Candidates, synapses: Candidates, shares: Target, reference: Mapping[str, float]
 ) -> None:
-    """Take the victims of one development step. Without a target: everybody below the level, within floors and caps.
+    """Take the victims of one development step. Without a target: all below the level, within floors and caps.
 
-    MACs and parameters are paid by units alone; SOPs by units, then synapses. Connectivity is paid by units below their
+    MACs and parameters are met by units alone; SOPs by units, then synapses. Connectivity is met by units below their
     level, then by synapses, as long as the layers that lose them keep a quarter of the share themselves: a small
-    classifier must not pay for large convolutions. What is missing then is paid by units, at last by the synapses left.
+    classifier must not be emptied for large convolutions. What is missing then is met by units, at last by the synapses
+    left.
 
     Args:
-        taker: Who takes them.
-        units: Units that could die.
-        synapses: Synapses that could die.
-        shares: Metric -> share of the dense network that lives after this step (`scheduled`); latency has been paid by
+        taker: Prunes them.
+        units: Units that could be pruned.
+        synapses: Synapses that could be pruned.
+        shares: Metric -> share of the dense network that lives after this step (`scheduled`); latency has been met by
             units before (`Pace`).
         reference: Metric -> count of the dense network.
     """

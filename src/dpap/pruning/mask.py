@@ -1,9 +1,9 @@
 """Masks that neither leak nor revive.
 
-mask(weight) = alive[out] x alive[in] x synapse mask, zero in storage. What a dead unit emits then reaches nobody,
-whatever its norm, activation or padding makes of it. Four guards keep it so: gradients are zeroed there, the
-optimizer's moments were zeroed at death, every optimizer step ends with the zeros written again, and so does every
-forward pass begin (against all other ways of writing weights: loading, EMA swaps, clipping by hand).
+mask(weight) = alive[out] x alive[in] x synapse mask, zero in storage. The output of a pruned unit then reaches no
+other, whatever its norm, activation or padding makes of it. Four guards keep it so: gradients are zeroed there, the
+optimizer's moments were zeroed when it was pruned, every optimizer step ends with the zeros written again, and so does
+every forward pass begin (against all other ways of writing weights: loading, EMA swaps, clipping by hand).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MaskKeeper:
         model: The model; hooks are put on it and its parameters until `close`.
         optimizers: Those that move its parameters.
         copies: EMA or averaged copies, with the same parameter names (a `module.` prefix is understood).
-        owner: Whoever decides what is masked.
+        owner: The object that decides what is masked.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class MaskKeeper:
                 _strike(parameters[name].data, keep)
 
     def close(self) -> None:
-        """Remove every hook; what is zero stays zero until somebody writes it."""
+        """Remove every hook; what is zero stays zero until something writes it."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

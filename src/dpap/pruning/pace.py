@@ -2,7 +2,7 @@
 
 What a share of the MACs saves in time depends on machine, widths and batch. It is measured a few times a run, and the
 MACs that stay follow: share wanted = share now x latency scheduled / latency measured. So a clock has a say in how
-many die, and two runs of one seed need not be equal.
+many are pruned, and two runs of one seed need not be equal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MEASUREMENTS = 12
 """In the window, evenly."""
 CORRECTIONS = 8
-"""At its end: how often units die for what was measured."""
+"""At its end: how often units are pruned for what was measured."""
 AIM = 0.99
 """Corrections go a little beyond the target: time falls more slowly than MACs, so aiming at it would never arrive."""
 STEEPEST = 0.5
@@ -82,8 +82,8 @@ class Pace:
         """Take the units of one development step.
 
         Args:
-            taker: Who takes them.
-            units: Who could die.
+            taker: Prunes them.
+            units: Units that could be pruned.
             clock: Where the run stands.
             exchange: Share of MACs / share of latency, as last measured; 1 before.
             present: What is still in the model's tensors.
@@ -102,7 +102,7 @@ class Pace:
         return exchange
 
     def _correct(self, taker: Taker, units: Candidates, present: Present) -> None:
-        """The end of the window: until the target is measured, nobody may die any more, or patience ends."""
+        """The end of the window: until the target is measured, nothing may be pruned any more, or patience ends."""
         account = taker.account
         share = self.measure(account, present)
         for _ in range(CORRECTIONS):

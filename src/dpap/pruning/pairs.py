@@ -1,6 +1,6 @@
-"""Who may die in time: the steps of a layer and the steps of a unit, within floors, caps and targets.
+"""What may be pruned in time: the steps of a layer and the steps of a unit, within floors, caps and targets.
 
-A step of a layer dies with all its pairs and saves time; a pair saves operations. Every living unit keeps a living
+A step of a layer is pruned with all its pairs and saves time; a pair saves operations. Every living unit keeps a living
 step, and so does every layer.
 """
 
@@ -30,7 +30,7 @@ class PairAccount:
     Args:
         names: Of the neurons.
         alive: Per neuron, (units, T).
-        units: Per neuron, (units,): who lives.
+        units: Per neuron, (units,): which units live.
         positions: Per neuron: how many neurons a unit is.
     """
 
@@ -66,7 +66,7 @@ class PairAccount:
         return float(living.mean())
 
     def kill_step(self, n: int, step: int) -> bool:
-        """All pairs of a layer at a step; False (and nothing changed) where that takes somebody's last living step."""
+        """All pairs of a layer at a step; False (and nothing changed) where that takes a unit's last living step."""
         alive, units = self.alive[n], self.units[n]
         mine = units & alive[:, step]
         if not mine.any():
@@ -96,9 +96,9 @@ class PairAccount:
 def take(
     account: PairAccount, steps: Order, pairs: Order, shares: Mapping[str, float], *, elapsed: float, capped: bool
 ) -> None:
-    """The deaths of one development step: layers' steps first, then pairs.
+    """What one development step prunes: layers' steps first, then pairs.
 
-    Where a share is given, it says how many die, and survival who; where none is, everybody below the level.
+    Where a share is given, it says how many are pruned, and survival which; where none is, all below the level.
 
     Args:
         shares: "pairs" or "steps" -> share that lives after this step.
@@ -140,12 +140,12 @@ def take(
 
 
 def _wanted(fallen: bool, share: float | None, left: float) -> bool:
-    """Whether one more is to die: those below the level, or as many as the share asks for."""
+    """Whether one more is to be pruned: those below the level, or as many as the share asks for."""
     return fallen if share is None else left > share * (1 + 1e-12)
 
 
 def strike(account: PairAccount, pairs: Order) -> None:
-    """Rules without limits: everybody below the level.
+    """Rules without limits: all below the level.
 
     Raises:
         DPAPError: a layer would be silent at every step.
@@ -176,7 +176,7 @@ def check_time_target(target: Mapping[str, Any], num_steps: int) -> None:
 def in_order(
     survival: Sequence[FloatArray], use: Sequence[FloatArray], alive: Sequence[BoolArray], fallen: Sequence[BoolArray]
 ) -> list[tuple[float, float, tuple[int, ...], bool]]:
-    """Everybody alive; arrays per neuron of any shape, the same in all four."""
+    """All that are alive; arrays per neuron of any shape, the same in all four."""
     found = []
     for n, (f, u, lives, falls) in enumerate(zip(survival, use, alive, fallen, strict=True)):
         for place in map(tuple, np.argwhere(lives).tolist()):

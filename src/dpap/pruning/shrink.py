@@ -274,7 +274,7 @@ def _swap(parameter: nn.Parameter, new: Tensor) -> None:
     """Give a parameter a new tensor, without a gradient; the object and the hooks on it stay.
 
     `torch.utils.swap_tensors` refuses while the graph of an old loss still refers to the tensor, which a training loop
-    may well keep. Its two halves are done here: the swap, and the error for who would go backward through that graph.
+    may well keep. Its two halves are done here: the swap, and the error for a backward pass through that graph.
     """
     hooks = parameter._backward_hooks
     after = parameter._post_accumulate_grad_hooks

@@ -54,7 +54,7 @@ class Chart:
     axis: str = "epoch"
     """What its numbers count."""
     window: tuple[float, float] | None = None
-    """Epochs between which deaths fall."""
+    """Epochs between which units are pruned."""
     note: str = ""
 
 

@@ -54,7 +54,7 @@ class RunFiles:
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """Epochs between which deaths fall; None where the rule knows no window."""
+        """Epochs between which units are pruned; None where the rule knows no window."""
         run = self.history.run
         if run.rule in ("none", "paper", "released"):
             return None

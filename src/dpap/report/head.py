@@ -100,7 +100,7 @@ def notices(files: RunFiles) -> list[str]:
     if files.result is not None and files.result.best_test_accuracy is not None:
         found.append(
             f"Paper protocol, for comparison only: {percent(files.result.best_test_accuracy)}, the best epoch after "
-            "the last death, chosen on the test split itself."
+            "the last pruning, chosen on the test split itself."
         )
     if files.setting("optimizer.ema") is not None:
         found.append("What is measured and saved is a running mean of the weights.")

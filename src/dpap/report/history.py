@@ -78,7 +78,7 @@ class DevelopmentLine:
     died_units: dict[str, list[int]] = field(default_factory=dict)
     """Group -> original indices, isolated ones left out."""
     isolated_units: dict[str, list[int]] = field(default_factory=dict)
-    """Group -> units that died because nothing living feeds them, or reads them."""
+    """Group -> units that were pruned because nothing living feeds them, or reads them."""
     died_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> how many."""
     living_synapses: dict[str, int] = field(default_factory=dict)
@@ -86,15 +86,15 @@ class DevelopmentLine:
     died_pairs: dict[str, int] = field(default_factory=dict)
     """Neuron -> single pairs of a unit and a time step. This and what follows: where time steps are pruned."""
     died_steps: dict[str, list[int]] = field(default_factory=dict)
-    """Neuron -> time steps at which the whole layer died."""
+    """Neuron -> time steps at which the whole layer was pruned."""
     living_pairs: float = 1.0
     """Living pairs / pairs of the living hidden neurons."""
     living_steps: float = 1.0
     """Living time steps of layers / all of them."""
     capped: list[str] = field(default_factory=list)
-    """Groups and weights of which more would have died but for a cap."""
+    """Groups and weights of which more would have been pruned without a cap."""
     skipped: list[str] = field(default_factory=list)
-    """Deaths that were not made, with the reason."""
+    """What was kept, with the reason."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -153,8 +153,8 @@ class ResultLine:
     test_correct: int
     test_samples: int
     best_test_accuracy: float | None
-    """The paper's protocol, for comparison only: the best epoch after the last death, chosen on the test split itself.
-    None unless the config has the test split measured after every epoch."""
+    """The paper's protocol, for comparison only: the best epoch after the last pruning, chosen on the test split
+    itself. None unless the config has the test split measured after every epoch."""
     connectivity: float
     connectivity_conv: float | None
     """None for a network without convolutions."""

@@ -48,7 +48,7 @@ class RunNumbers:
     accuracy: float
     """After the last epoch."""
     best_accuracy: float | None
-    """The paper's protocol: the best epoch after the last death, chosen on the test split. None unless recorded."""
+    """The paper's protocol: the best epoch after the last pruning, chosen on the test split. None unless recorded."""
     correct: npt.NDArray[np.bool_] | None
     """(N,) which samples of the split are answered correctly; None where that is not recorded."""
     epochs: tuple[EpochNumbers, ...]

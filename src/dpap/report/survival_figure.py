@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from dpap.report.svg import data_uri, png, tag
 
-# Colours of a map of survival, at opacity 1: from units about to die to the most used; they hold on light and dark.
+# Colours of a map of survival, at opacity 1: from units about to be pruned to the most used; they hold on light and
+# dark.
 LOW, MIDDLE, HIGH = np.array([214, 158, 70]), np.array([118, 160, 140]), np.array([24, 128, 120])
 MAP_ROWS = 150
 """Rows of a map: a row is at least one pixel of the page."""
@@ -64,12 +65,12 @@ def survival_map(
     ends: tuple[float, float],
     begin: float | None = None,
 ) -> str:
-    """One map: units below each other, sorted by the time of death, development steps from left to right.
+    """One map: units below each other, sorted by the time they were pruned, development steps from left to right.
 
     Args:
         progress: (K,), the share of the run that was over at each development step.
         ends: F at the ends of the colours.
-        begin: Progress at which deaths begin, for a line; None for none.
+        begin: Progress at which pruning begins, for a line; None for none.
     """
     units, living = item.alive.shape[1], int(item.alive[-1].sum())
     shown = f"{MAP_ROWS} of {units:,} units, evenly chosen" if units > MAP_ROWS else ""

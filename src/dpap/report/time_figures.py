@@ -32,7 +32,7 @@ FloatArray = npt.NDArray[np.floating]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPairs:
-    """Who lives when in one layer of the finished network."""
+    """Which units live when in one layer of the finished network."""
 
     name: str
     """Of the neurons' module."""
@@ -40,7 +40,7 @@ class LayerPairs:
     positions: int
     """Neurons of a unit."""
     units: BoolArray
-    """(units,): who lives, of the dense network."""
+    """(units,): which units of the dense network live."""
     pairs: BoolArray
     """(units, T); of dead units it says nothing."""
 

@@ -18,7 +18,7 @@ READOUTS = {"last": "the potential at step t", "max": "the highest potential so 
 
 
 def time_section(files: RunFiles) -> dict[str, Any] | None:
-    """Who lives at which time step, how much fires there, and how early the network knows."""
+    """Which units live at which time step, how much fires there, and how early the answer is right."""
     charts = [item for item in (_living(files), _anytime(files)) if item is not None]
     pruned = [layer for layer in layers(files) if f"pairs/{layer.name}" in files.development]
     content = {

@@ -1,4 +1,4 @@
-"""Which neurons of a network have (unit, time step) pairs that may die, and which layers work for them alone."""
+"""Which neurons of a network have (unit, time step) pairs that may be pruned, and which layers work for them alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Pairs = Mapping[str, Bool[Tensor, "units T"]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedNeuron:
-    """A hidden layer of spiking neurons whose pairs may die, and the modules that work for it alone."""
+    """A hidden layer of spiking neurons whose pairs may be pruned, and the modules that work for it alone."""
 
     name: str
     group: str
@@ -116,7 +116,7 @@ def time_graph(model: nn.Module, graph: Graph, mode: Mode) -> TimeGraph:
     hidden = [n for n in graph.neurons if n.group in mortal and (n.name, n.call) in driven]
     if not hidden:
         raise DPAPError(
-            "Time steps cannot be pruned: there are no hidden spiking neurons whose units may die.",
+            "Time steps cannot be pruned: there are no hidden spiking neurons whose units may be pruned.",
             fix="leave time= out.",
         )
     neurons = tuple(_timed(model, n, driven[(n.name, n.call)], graph, mode) for n in hidden)
@@ -153,7 +153,7 @@ def _timed(model: nn.Module, site: NeuronSite, layers: Sequence[Layer], graph: G
             raise DPAPError(
                 "Time steps cannot be pruned: the units of this recurrent layer hear of each other at every step.",
                 where=site.name,
-                fix="leave time= out; its units and synapses die all the same.",
+                fix="leave time= out; its units and synapses are pruned all the same.",
             )
         raise DPAPError(
             "Time steps cannot be pruned: this neuron runs one step per call.",

@@ -1,4 +1,4 @@
-"""Who computes what at which steps, once it is known which pairs live."""
+"""Which layer computes at which steps, once it is known which pairs live."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Plan:
     gates: dict[str, Tensor]
     """Neuron -> (steps that it sees, units) of zeros and ones, where a multiplication is needed."""
     window: tuple[int, int]
-    """Steps of the input that anybody reads."""
+    """Steps of the input that are read."""
 
 
 def make_plan(times: TimeGraph, pairs: Pairs, mode: Mode, *, skip: bool, told: frozenset[str]) -> Plan:
@@ -81,7 +81,7 @@ def make_plan(times: TimeGraph, pairs: Pairs, mode: Mode, *, skip: bool, told: f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivingSteps:
-    """Who lives when, for counting what is done."""
+    """Which units live when, for counting what is done."""
 
     times: TimeGraph
     pairs: Pairs

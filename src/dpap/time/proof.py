@@ -93,7 +93,7 @@ def _with(items: Sequence[Any], item: Any) -> tuple[Any, ...]:
 
 
 def _scattered(times: TimeGraph, pattern: int) -> dict[str, Tensor]:
-    """Dead steps that differ from neuron to neuron, and some dead pairs beside them; nobody is dead all the time."""
+    """Dead steps that differ from neuron to neuron, and some dead pairs beside them; no unit is dead all the time."""
     generator = torch.Generator().manual_seed(pattern)
     pairs = {}
     for n in times.neurons:

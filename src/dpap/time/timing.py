@@ -28,7 +28,7 @@ from dpap.time.plan import BIAS, NOTHING, LivingSteps, Places, make_plan
 
 
 class Timing:
-    """Hooks on a network that keep dead pairs dead and leave out the work that nobody needs.
+    """Hooks on a network that keep dead pairs dead and leave out the work that is not needed.
 
     Args:
         model: The network.
@@ -80,7 +80,7 @@ class Timing:
         return found
 
     def update(self, pairs: Pairs) -> None:
-        """Who lives from now on; (units, T) of the widths that the model has now."""
+        """Which pairs live from now on; (units, T) of the widths that the model has now."""
         self.pairs = {name: alive.clone() for name, alive in pairs.items()}
         self._plan = make_plan(self.times, pairs, self.mode, skip=self.skip, told=self._told)
 
@@ -92,7 +92,7 @@ class Timing:
 
     @property
     def window(self) -> tuple[int, int]:
-        """Steps of the input, from and to, that anybody reads; the network also takes these alone."""
+        """Steps of the input, from and to, that are read; the network also takes these alone."""
         return self._plan.window
 
     @property
@@ -111,7 +111,7 @@ class Timing:
                 self._check_steps(args[0].shape[0], "")
 
     def _check_steps(self, found: int, where: str) -> None:
-        """Who is dead at which step means nothing in a pass of other steps."""
+        """Which pairs are dead means nothing in a pass of other steps."""
         if found != self.times.num_steps and not all(bool(alive.all()) for alive in self.pairs.values()):
             first, last = self._plan.window
             shorter = f", or steps {first} to {last - 1} of them" if self.times.timed_input else ""
@@ -190,7 +190,7 @@ class Timing:
         return (spikes, *out[1:]) if isinstance(out, tuple) else spikes
 
     def whole(self, name: str, side: str, x: Tensor) -> Tensor:
-        """What enters a layer or leaves a neuron, with all steps; for those who observe."""
+        """What enters a layer or leaves a neuron, with all steps; for observers."""
         every = list(range(self.times.num_steps))
         there = self._arriving(name) if side == "input" else self._plan.emit.get(name, every)
         if there == every or name not in self._layouts or looks_at_structure():

@@ -38,8 +38,8 @@ from torch import Tensor, nn
 
 from dpap.config import Config, from_dict, read_config, to_dict, to_toml
 from dpap.errors import DPAPError
-from dpap.io import dpap_version, read_state, write_atomic, write_state, writing
 from dpap.report.history import History, Line, from_text, read_history, to_text
+from dpap.tensors import dpap_version, read_state, write_atomic, write_state, writing
 
 log = logging.getLogger(__name__)
 

@@ -247,7 +247,7 @@ def _dense(model: nn.Module, example: Tensor, *, spiking_input: bool) -> tuple[n
 
 
 def _alive(folder: Path, graph: Graph) -> dict[str, Tensor]:
-    """Who lives in a network that was saved with its dead units in place; nothing for one that was cut."""
+    """Which units live in a network that was saved with its pruned units in place; nothing for one that was cut."""
     alive = {}
     for name, (units, kept) in kept_units(folder).items():
         if graph.group(name).units == units:

@@ -94,13 +94,14 @@ def _train_rest(run: Run, folder: RunFolder, watch: Watch | None) -> ResultLine:
 
 
 def best_after_last_death(lines: Sequence[Line]) -> float | None:
-    """The paper's protocol: the best test accuracy over the epochs after the last death; None if none was measured."""
+    """The paper's protocol: the best test accuracy over the epochs after the last pruning; None if none was
+    measured."""
     deaths = [
         line.epoch
         for line in lines
         if isinstance(line, DevelopmentLine) and (line.died_units or line.isolated_units or line.died_synapses)
     ]
-    last = max(deaths, default=0)  # its epoch's accuracy is measured after that death, at the epoch's end
+    last = max(deaths, default=0)  # its epoch's accuracy is measured after it, at the epoch's end
     found = [line.test_accuracy for line in lines if isinstance(line, EpochLine) and line.epoch >= last]
     return max((value for value in found if value is not None), default=None)
 

@@ -202,7 +202,7 @@ class Run:
         return self.model if self.averaged is None else self.averaged.module
 
     def develop(self, epoch: int, batch: int) -> list[Line]:
-        """Tell the development that a step was taken; a line for the history when somebody may have died."""
+        """Tell the development that a step was taken; a line for the history when something may have been pruned."""
         last = batch == self.batch_count - 1
         if self.dev is None or (self.every_epoch and not last):
             return []

@@ -9,9 +9,10 @@ from functools import cache, cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from dpap.data.events.cache import Sample
+from dpap.data.events.columns import read_spikes
 from dpap.data.events.framed import Recordings
 from dpap.data.events.places import ARCHIVES, members, names_in
-from dpap.data.events.readers import DVS128, Label, Raw, mapped, parse_aedat3, read_labels, read_spikes
+from dpap.data.events.readers import DVS128, Label, Raw, mapped, parse_aedat3, read_labels
 from dpap.data.events.recording import Events
 from dpap.errors import DPAPError
 
@@ -181,7 +182,7 @@ class Gestures(Recordings):
     """DVS128 Gesture as it was published: recordings of many gestures, each with a label file, split by subject.
 
     `trials_to_train.txt` and `trials_to_test.txt` name the recordings of the two splits. The last tenth of the subjects
-    of the training split, at least one, is the validation split: nobody is in two splits.
+    of the training split, at least one, is the validation split: no subject is in two splits.
 
     Raises:
         DPAPError: a list or a recording that is not there. A label file that is missing or makes no sense is a fault of

@@ -12,10 +12,11 @@ from types import MappingProxyType
 import torch
 
 from dpap.data.arrays import TEST_SHARE, VALIDATION_SHARE, no_empty_class, split_off
+from dpap.data.events.columns import parse_events_npz
 from dpap.data.events.framed import EventSettings, Recordings, framed
 from dpap.data.events.layouts import ClassFolders, Gestures, Parse, SpikeFiles, archives_in
 from dpap.data.events.places import names_in
-from dpap.data.events.readers import DVS128, Raw, mapped, parse_aedat2, parse_bin, parse_events_npz
+from dpap.data.events.readers import DVS128, Raw, mapped, parse_aedat2, parse_bin
 from dpap.data.events.recording import Events
 from dpap.data.spec import Dataset, DataSpec, Split
 from dpap.data.store import data_folders

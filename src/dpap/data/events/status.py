@@ -8,7 +8,8 @@ from pathlib import Path
 from dpap.data.events.framed import Recordings
 from dpap.data.events.layouts import archives_in
 from dpap.data.events.sets import EVENT_SOURCES, LAYOUTS, Archive, EventSource, missing, places
-from dpap.data.store import FileStatus, SetStatus, State, data_folders
+from dpap.data.set_status import FileStatus, SetStatus, State
+from dpap.data.store import data_folders
 from dpap.data.web import digest
 from dpap.errors import DPAPError
 
