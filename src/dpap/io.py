@@ -267,12 +267,3 @@ def _put(model: nn.Module, name: str, old: Tensor, value: Tensor, replaced: dict
 def _some(names: Any) -> str:
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
-
-
-# ------------------------------------------------------------------------------------------------- the state of a run
-
-
-# ----------------------------------------------------------------------------------------------------------- the codec
-
-
-# -------------------------------------------------------------------------------------------------------------- writing

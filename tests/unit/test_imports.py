@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
     # report: the one reader of a run's history outside reports, since a record says how many die
     "development": {"errors", "graph", "hooks", "method", "processes", "pruning", "report", "time"},
     "developer": {"development", "errors", "graph", "hooks", "method", "processes", "pruning", "time"},
-    "io": {"atomic", "errors", "graph", "models", "pruning", "time"},
+    "tensors": {"atomic", "errors"},
+    "io": {"errors", "graph", "models", "tensors", "time"},
     "config": {"data", "errors", "method", "models"},
     "recipes": {"config", "errors"},
     "training": {
@@ -52,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         "metrics",
         "models",
         "report",
+        "tensors",
         "time",
     },
     "inspect": {"graph", "method", "metrics"},

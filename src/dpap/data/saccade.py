@@ -213,6 +213,3 @@ def _checked(images: np.ndarray, saccades: Saccades, where: str) -> Shaped[np.nd
             fix="give bytes, or divide by the largest value",
         )
     return images
-
-
-# ----------------------------------------------------------------------------------------------------- the simulation

@@ -31,9 +31,6 @@ log = logging.getLogger(__name__)
 _UNREADABLE = (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error)
 
 
-# ------------------------------------------------------------------------------------------- for the command line
-
-
 def read_parts(source: Source) -> dict[str, bytes]:
     """The verified bytes of every part of a data set, by name; what is missing is downloaded first.
 
@@ -350,6 +347,3 @@ def _almost(source: Source, missing: list[Download]) -> Iterator[str]:
         for path in (place / name for name in source.unread):
             if path.exists():
                 yield f"{path} is in a format that is never read."
-
-
-# ------------------------------------------------------------------------------------------------------------- status

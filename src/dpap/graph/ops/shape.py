@@ -175,9 +175,6 @@ def _repeat(walk: Walk, node: Any, x: Value, times: Sequence[int]) -> Value:
     return plain(out_shape(node))
 
 
-
-
-
 @op_rule("aten.pad.default", "aten.constant_pad_nd.default")
 @op_rule(*(f"aten.{kind}_pad{dims}d.default" for kind in ("reflection", "replication") for dims in (1, 2, 3)))
 def _pad(walk: Walk, node: Any, x: Value, widths: Sequence[int], *rest: Any, **options: Any) -> Value:
