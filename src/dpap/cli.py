@@ -32,8 +32,8 @@ from dpap.data.set_status import SetStatus, fetch, status, verify
 from dpap.data.sources import SOURCES
 from dpap.errors import DPAPError, unknown_name
 from dpap.find_model import find_model
-from dpap.inspect import inspect as inspect_model
-from dpap.inspect import tables
+from dpap.inspection import inspect as inspect_model
+from dpap.inspection_table import tables
 from dpap.recipes import DEFAULT_RECIPE, RECIPES, config_of_file, recipe
 from dpap.report.compare import compare_runs
 from dpap.report.compare_page import write_comparison

@@ -31,7 +31,7 @@ NOT_THEIRS = (__file__, importlib.__file__)
 
 
 class FoundModel(NamedTuple):
-    """What `dpap.inspect.inspect` takes."""
+    """What `dpap.inspect` takes."""
 
     model: nn.Module
     example: Any

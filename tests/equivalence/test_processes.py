@@ -92,7 +92,8 @@ def run(mode: str, folder: Path, processes: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("mode", ["dense", pytest.param("time", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["dense", "time"])
 def test_two_processes_with_half_a_batch_each_equal_one(mode: str, tmp_path: Path) -> None:
     first, second = run(mode, tmp_path / "two", 2)
     (one,) = run(mode, tmp_path / "one", 1)

@@ -25,6 +25,8 @@ TESTS = (  # quick ones first
     "tests/equivalence/test_observe.py",
     "tests/equivalence/test_development.py",
     "tests/unit/test_budget.py",
+    "tests/unit/test_recurrent.py",
+    "tests/equivalence/test_shrink.py",
 )
 
 
@@ -36,6 +38,7 @@ class Mutant(NamedTuple):
 
 P, S, R, C = (f"method/{name}.py" for name in ("plasticity", "survival", "rules", "schedule"))
 D, G, V, W = "developer.py", "development/decide.py", "development/survivors.py", "development/window.py"
+X, K, A, M, H = "development/scoring.py", *(f"pruning/{name}.py" for name in ("choose", "account", "mask", "shrink"))
 MUTANTS = (
     Mutant(P, "trace = decay * trace + spikes_t", "trace = trace + spikes_t"),
     Mutant(P, "torch.arange(num_steps - 1, -1, -1, dtype", "torch.arange(num_steps, 0, -1, dtype"),
@@ -113,6 +116,28 @@ MUTANTS = (
         '        self._warn_of_shortfalls("compact()")',
     ),
     Mutant(W, "torch.autocast(post.device.type, enabled=False)", "torch.autocast(post.device.type, enabled=True)"),
+    Mutant(X, "growths.append(grow(use, alive, links[1:]))", "growths.append(grow(use, alive, links))"),
+    Mutant(X, "return torch.stack(uses).mean(0), torch.stack(growths).mean(0)", "return uses[0], growths[0]"),
+    Mutant(X, "stats = replace(stats, outgoing=total[rows])", "pass"),
+    Mutant(K, "if self.capped and taken[owner]", "if False and taken[owner]"),
+    Mutant(K, "self.use[now], self.survival[now]))", "self.survival[now], self.use[now]))"),
+    Mutant(K, 'LEAST_SHARE * shares["connectivity"] * reference["synaptic"]', "-1.0"),
+    Mutant(K, "            if left <= most:\n                break", "            if left < 0:\n                break"),
+    Mutant(
+        K,
+        "        if not structural:\n            taker.fallen_units",
+        "        if True:\n            taker.fallen_units",
+    ),
+    Mutant(A, "            del self.isolated[before:]", "            pass"),
+    Mutant(A, "int(self.alive[group].sum()) <= self.floors[group]", "False"),
+    Mutant(A, "self._set(edge.row, rows, edge.row[rows] - gone.sum(1))", "self._set(edge.row, rows, edge.row[rows])"),
+    Mutant(A, "if between and self.inputs[edge.out_group][unit] == 1:", "if False:"),
+    Mutant(A, "gone &= ~edge.returns(rows[:, None], columns)", "pass"),
+    Mutant(H, "return (macs_now - macs_then) * passes_left >", "return macs_now * passes_left >"),
+    Mutant(M, "value.masked_fill_(mask.to(value.device), 0)", "pass"),
+    Mutant(M, "        self.steps += 1\n        self.apply()", "        self.steps += 1"),
+    Mutant(M, "if keep is not None and parameter.grad is not None:", "if False:"),
+    Mutant(M, "masks[name] = masks[name] | dead if name in masks else", "masks[name] ="),
 )
 
 

@@ -67,7 +67,7 @@ CASES: dict[str, Config] = {
     "with control": tiny(control="true", epochs="3", development__start="0.2"),
 } | {name: tiny(name, epochs="4") for name in ("nmnist-snn", "shd-snn", "cifar10-sew-resnet18", "cifar10-vit")}
 
-QUICK = {"digits-snn", "released"}
+QUICK = {"digits-snn"}
 PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
 
 
@@ -100,6 +100,7 @@ def test_interrupted_in_the_window_and_after_it(name: str, tmp_path: Path) -> No
         assert again.result.test_accuracy == done.result.test_accuracy
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_run(tmp_path: Path) -> None:
     config = tiny()
     train(config, tmp_path / "a")
@@ -153,6 +154,7 @@ def test_the_last_two_checkpoints_are_kept_and_a_damaged_one_is_passed_over(
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_all_checkpoints_damaged(tmp_path: Path) -> None:
     train(tiny(epochs="2"), tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoint").glob("*/state.json"):
@@ -181,6 +183,7 @@ def test_a_run_cut_off_before_its_result_gets_it(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
     train(tiny(epochs="2"), tmp_path / "run")
     path = tmp_path / "run" / "config.toml"
@@ -190,6 +193,7 @@ def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
     assert "dpap train" in caught.value.fix
 
 
+@pytest.mark.slow
 def test_history_and_development_that_were_cut_are_refused(tmp_path: Path) -> None:
     train(tiny(), tmp_path / "run")
     path = tmp_path / "run" / "history.jsonl"
@@ -203,6 +207,7 @@ def test_history_and_development_that_were_cut_are_refused(tmp_path: Path) -> No
         resume(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_another_environment_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tiny(epochs="1", development__rule="none"), tmp_path / "run")
     path = tmp_path / "run" / "environment.json"

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpap.data import augment
 from dpap.data.augment import Augment, random_crop, random_erasing, random_flip
 from dpap.data.rand_augment import RANDAUGMENT_OPERATIONS, apply_operations, rand_augment
 from dpap.errors import DPAPError
@@ -348,7 +347,7 @@ def test_what_randaugment_draws(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(draws)
         return levels
 
-    monkeypatch.setattr(augment, "apply_operations", record)
+    monkeypatch.setattr("dpap.data.rand_augment.apply_operations", record)
     rand_augment(torch.zeros(3000, 3, 1, 1), 5, seeded(), (0.485, 0.456, 0.406))
     assert len(drawn) == 2
     for kinds, shares, signs, border in drawn:

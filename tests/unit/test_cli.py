@@ -82,6 +82,7 @@ def test_the_set_of_commands_and_flags_is_fixed() -> None:
     assert found == FLAGS
 
 
+@pytest.mark.slow
 def test_python_m_dpap_is_the_same_command() -> None:
     words = [sys.executable, "-m", "dpap", "train", "digit-snn"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -177,6 +178,7 @@ def test_data_dir_is_another_way_to_name_the_folder(
     assert code in (0, 1)
 
 
+@pytest.mark.slow
 def test_each_run_gets_a_folder_of_its_own(dpap: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     for n in (1, 2):
         code, out, err = dpap(
@@ -308,6 +310,7 @@ def test_weights_that_are_no_numbers_never_get_into_a_checkpoint(
     assert not (tmp_path / "run/checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_no_space(dpap: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = os.fsync, 0
 

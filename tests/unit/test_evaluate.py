@@ -60,6 +60,7 @@ def assert_layers_add_up(result: ResultLine) -> None:
     assert any(layer.alive_outputs < layer.outputs or layer.living_synapses < layer.synapses for layer in layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_saved_equals_masked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Run] = []
@@ -109,6 +110,7 @@ def test_saved_equals_masked(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert again.synops == result.synops
 
 
+@pytest.mark.slow
 def test_validation_accuracy_is_measured_only_when_held_out(tmp_path: Path) -> None:
     for hold_out in ("true", "false"):
         train(tiny(epochs="1", data__hold_out=hold_out, development__rule="none"), tmp_path / hold_out)
@@ -118,6 +120,7 @@ def test_validation_accuracy_is_measured_only_when_held_out(tmp_path: Path) -> N
     assert read_history(tmp_path / "false" / "history.jsonl").run.samples == 1347
 
 
+@pytest.mark.slow
 def test_training_never_sees_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another test split, another result; every line before it is the same."""
     config = tiny(epochs="3")

@@ -282,6 +282,7 @@ def test_a_run_on_events(own: Path, tmp_path: Path) -> None:
     assert again.synops == done.result.synops
 
 
+@pytest.mark.slow
 def test_a_run_on_events_goes_on_where_it_stopped(own: Path, tmp_path: Path) -> None:
     config = events_config(own, **{"data.drop": "0.1", "epochs": "3"})
 

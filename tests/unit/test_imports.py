@@ -56,9 +56,20 @@ ALLOWED: dict[str, set[str]] = {
         "tensors",
         "time",
     },
-    "inspect": {"graph", "method", "metrics"},
+    "inspection": {"graph", "method", "metrics"},
+    "inspection_table": {"graph", "inspection"},
     "find_model": {"config", "data", "errors", "io", "models", "recipes", "training"},
-    "cli": {"config", "data", "errors", "find_model", "inspect", "recipes", "report", "training"},
+    "cli": {
+        "config",
+        "data",
+        "errors",
+        "find_model",
+        "inspection",
+        "inspection_table",
+        "recipes",
+        "report",
+        "training",
+    },
     "__main__": {"cli"},
 }
 

@@ -18,7 +18,7 @@ import dpap
 from dpap import cli
 from dpap.errors import DPAPError
 from dpap.find_model import find_model
-from dpap.inspect import Inspection, inspect
+from dpap.inspection import Inspection, inspect
 from dpap.models import build
 from dpap.training.loop import train
 

@@ -308,6 +308,7 @@ def test_a_factor_on_the_widths_of_a_convnet() -> None:
 # residual networks and the transformer --------------------------------------------------------------------------------
 
 NAMED = [name for name in MODELS if "hidden" not in settings_of(name)]
+BY_SIZE = [pytest.param(name, marks=pytest.mark.slow) if name != "vit" else name for name in NAMED]
 
 
 def parameters(model: nn.Module) -> int:
@@ -390,6 +391,7 @@ def test_the_stem_follows_the_size_of_the_images() -> None:
             assert seen[0].shape[-2:] == (map_side, map_side)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_resnet_equals_that_of_timm_with_the_same_weights(name: str) -> None:
     theirs = foreign.timm().create_model(name, num_classes=7).double().eval()
@@ -513,7 +515,7 @@ PRUNABLE = {
 PRUNABLE["sew-resnet18"] = PRUNABLE["resnet18"]
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", BY_SIZE)
 def test_what_can_be_pruned_of_the_named_networks(name: str) -> None:
     graph = find_groups(build(name, shape=(3, 32, 32), classes=10, width=1 / 16), torch.rand(2, 3, 32, 32))
     assert {group.name for group in graph.groups if group.protected is None} == PRUNABLE[name]
@@ -521,7 +523,7 @@ def test_what_can_be_pruned_of_the_named_networks(name: str) -> None:
         assert {graph.group(f"blocks.{n}.attn.qkv").units for n in range(6)} == {3}
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", BY_SIZE)
 def test_named_networks_lose_units_and_their_small_copies_answer_the_same(name: str) -> None:
     model = busy(build(name, shape=(3, 16, 16), classes=10, width=1 / 16).double())
     optimizer = torch.optim.SGD(model.parameters(), 0.05)

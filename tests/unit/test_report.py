@@ -142,6 +142,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
     assert not list(run.glob(".report*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_really_trained(tmp_path: Path) -> None:
     """What training writes is what the report reads."""
     run = tmp_path / "run"

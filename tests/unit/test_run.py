@@ -161,6 +161,7 @@ def test_float32_is_not_cast() -> None:
     assert seen == [torch.float32]
 
 
+@pytest.mark.slow
 def test_channels_last_reaches_images_and_convolutions(tmp_path: Path) -> None:
     run = Run(tiny(channels_last="true", development__rule="none"))
     images, _ = next(run.batches(0))
@@ -287,6 +288,7 @@ def test_no_best_epoch_when_none_was_measured() -> None:
     assert best_after_last_death([epoch_line(1, None), epoch_line(2, None)]) is None
 
 
+@pytest.mark.slow
 def test_the_test_split_after_every_epoch_changes_nothing_else(tmp_path: Path) -> None:
     """Four epochs; the window ends at half of the run, so the last death is in the second."""
     measured = train(tiny(epochs="4", test_each_epoch="true", data__hold_out="false"), tmp_path / "a").result

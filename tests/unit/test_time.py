@@ -151,7 +151,7 @@ class TestRefused:
     def test_a_replay(self) -> None:
         deaths = Deaths.of(run(make(time=None), 40))
         make(time=None, replay=deaths)
-        with pytest.raises(DPAPError, match="none of time steps") as caught:
+        with pytest.raises(DPAPError, match="no time steps") as caught:
             make(replay=deaths)
         assert caught.value.fix == "leave time= out."
 
