@@ -207,7 +207,7 @@ class TestEdges:
         record = make_record(seed=5, epochs=40, batches=1, rates=constant(RATES, 40))
         reports, dev = outcome(record, stop=0.51)
         assert reports[-1].step == 21
-        assert not dev._watching
+        assert not dev._engine.watching
 
     def test_a_trained_network_starts_at_once(self) -> None:
         reports, _ = outcome(make_record(seed=5, epochs=40, batches=1, rates=constant(RATES, 40)), start=0.0, stop=0.4)

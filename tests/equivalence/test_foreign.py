@@ -769,7 +769,7 @@ def observed(model: nn.Module, batches: list[Tensor], forward: Forward | None = 
         with dev.observing():
             (forward or _plain)(model, x)
     dev.close()
-    return {weight: {"n": s.samples, **s.sums} for (weight, call), s in dev._window.sums.items() if not call}
+    return {weight: {"n": s.samples, **s.sums} for (weight, call), s in dev._engine.window.sums.items() if not call}
 
 
 def agree(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
@@ -867,7 +867,7 @@ def test_two_calls_of_the_model_are_two_passes() -> None:
     with dev.observing():
         for view in views:
             model(view)
-    both = {weight: {"n": s.samples, **s.sums} for (weight, _), s in dev._window.sums.items()}
+    both = {weight: {"n": s.samples, **s.sums} for (weight, _), s in dev._engine.window.sums.items()}
     dev.close()
     agree(both, observed(model, views))
     assert both["fc1.weight"]["n"] == 2 * len(x)

@@ -30,7 +30,7 @@ def make(model: nn.Module, example: Any, **options: Any) -> DPAP:
 
 
 def window(dev: DPAP, weight: str, call: int = 0) -> dict[str, np.ndarray]:
-    sums = dev._window.sums[(weight, call)]
+    sums = dev._engine.window.sums[(weight, call)]
     assert isinstance(sums, WindowSums)
     return {"n": np.array(sums.samples), **{k: v.numpy() for k, v in sums.sums.items()}}
 
@@ -119,7 +119,7 @@ class TestSpiking:
         dev = make(model, torch.rand(2, 1, 8, 8))
         with dev.observing(), torch.autocast("cpu", torch.bfloat16):
             model(torch.rand(3, 1, 8, 8))
-        for sums in dev._window.sums.values():
+        for sums in dev._engine.window.sums.values():
             assert all(t.dtype == torch.float32 for t in sums.sums.values())
 
     def test_another_number_of_steps_is_refused(self) -> None:
@@ -211,7 +211,7 @@ class TestWhichPasses:
         return model, make(model, torch.rand(2, 3), **options)
 
     def samples(self, dev: DPAP) -> int:
-        return max((s.samples for s in dev._window.sums.values()), default=0)
+        return max((s.samples for s in dev._engine.window.sums.values()), default=0)
 
     def test_the_first_of_a_window_and_then_every_kth(self) -> None:
         model, dev = self.make(total_steps=100, development_steps=10, observe_every=4)

@@ -281,8 +281,8 @@ def test_shrinking_changes_no_death_and_no_weight(tmp_path: Path) -> None:
         assert one.died_synapses == other.died_synapses
     died = {weight for report in expected for weight in report.died_synapses}
     assert {"fc1.weight", "neuron1.lateral.weight", "neuron2.lateral.weight"} <= died
-    present = always._shrinker.present
-    assert present.left and not never._shrinker.present.left
+    present = always._engine.shrinker.present
+    assert present.left and not never._engine.shrinker.present.left
     for name, tensor in always.model.named_parameters():
         whole = dict(never.model.named_parameters())[name]
         assert (present.cut(name, whole.detach()) - tensor).abs().max() <= 1e-9, name
@@ -353,7 +353,7 @@ def test_what_is_observed_of_lateral_weights() -> None:
     current = model.train().norm1(model.fc1(x.flatten(2).flatten(0, 1))).view(STEPS, 5, 8).detach()
     fired = loop(current, model.neuron1.lateral.weight.detach(), model.neuron1.neuron.neuron).numpy()
     assert 0.1 < fired.mean() < 0.9
-    while not dev._watching:
+    while not dev._engine.watching:
         dev.step()
     with dev.observing():
         model(x)
@@ -361,7 +361,7 @@ def test_what_is_observed_of_lateral_weights() -> None:
     before = np.concatenate([np.zeros((1, 5, 8)), fired[:-1]])
     events = np.abs(x.flatten(2).numpy()).mean(0)
     for layer, pre in (("neuron1.lateral.weight", mean_trace(before)), ("fc1.weight", events)):
-        sums = dev._window.sums[(layer, 0)].sums
+        sums = dev._engine.window.sums[(layer, 0)].sums
         expected = slow_sums(pre, mean_trace(fired))
         for name, values in expected.items():
             np.testing.assert_allclose(sums[name].numpy(), values, rtol=1e-12, atol=1e-12, err_msg=f"{layer} {name}")
@@ -371,15 +371,15 @@ def test_what_is_observed_of_lateral_weights() -> None:
 def test_a_unit_is_worth_the_mean_of_what_its_two_layers_say() -> None:
     model = network((8,))
     dev = developer(model, start=0.2, target=None)
-    while not dev._watching:
+    while not dev._engine.watching:
         dev.step()
     with dev.observing():
         model(batch(42)[0])
     use = dev.preview().use["fc1"].double()
     said = []
     for layer in dev.graph.layers[:2]:
-        sums = dev._window.sums[(layer.weight, 0)].sums
-        n = dev._window.sums[(layer.weight, 0)].samples
+        sums = dev._engine.window.sums[(layer.weight, 0)].sums
+        n = dev._engine.window.sums[(layer.weight, 0)].samples
         y, xy, xyy = (sums[name] / n for name in ("y", "total_y", "total_yy"))
         spine = ((xyy - y * xy).abs() * y).sqrt()
         said.append(8 * spine / spine.sum())
@@ -412,14 +412,14 @@ def test_counts_by_hand() -> None:
 def test_a_target_of_operations_counts_what_came_one_step_late() -> None:
     model = network((8,))
     dev = developer(model, target={"sops": 0.5}, start=0.2)
-    while not dev._watching:
+    while not dev._engine.watching:
         dev.step()
     x, _ = batch(42)
     with dev.observing():
         fired = spikes(model, x)["neuron1"]
     fired = fired.detach()
-    torch.testing.assert_close(dev._window.arrivals["neuron1.lateral.weight"], fired[:-1].sum((0, 1)))
-    torch.testing.assert_close(dev._window.arrivals["classifier.weight"], fired.sum((0, 1)))
+    torch.testing.assert_close(dev._engine.window.arrivals["neuron1.lateral.weight"], fired[:-1].sum((0, 1)))
+    torch.testing.assert_close(dev._engine.window.arrivals["classifier.weight"], fired.sum((0, 1)))
 
 
 # loops of the user ----------------------------------------------------------------------------------------------------
@@ -475,7 +475,7 @@ def test_a_neuron_that_nobody_sees_is_seen_where_its_own_step_reads_it() -> None
     model = Written(bare=True, read_in_step=True).double()
     model.fc1.bias.data += 0.4
     dev = developer(model, score="bcm", start=0.2)
-    while not dev._watching:
+    while not dev._engine.watching:
         dev.step()
     x, _ = batch(42, size=5)
     with dev.observing():
@@ -484,7 +484,7 @@ def test_a_neuron_that_nobody_sees_is_seen_where_its_own_step_reads_it() -> None
     assert 0.1 < fired.mean() < 0.9
     before = mean_trace(np.concatenate([np.zeros((1, 5, 8)), fired[:-1]]))
     for name, values in slow_sums(before, mean_trace(fired)).items():
-        found = dev._window.sums[("back.weight", 0)].sums[name].numpy()
+        found = dev._engine.window.sums[("back.weight", 0)].sums[name].numpy()
         np.testing.assert_allclose(found, values, rtol=1e-12, atol=1e-12, err_msg=name)
 
 

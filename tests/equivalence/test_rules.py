@@ -35,7 +35,7 @@ def same(mine: torch.Tensor, oracle: np.ndarray, what: str) -> None:
 
 
 def sums_of(dev: DPAP, layer: str) -> SlidingSums:
-    sums = dev._window.sums[(f"{layer}.weight", 0)]
+    sums = dev._engine.window.sums[(f"{layer}.weight", 0)]
     assert isinstance(sums, SlidingSums)
     return sums
 

@@ -81,14 +81,14 @@ def average(model: nn.Module) -> AveragedModel:
 
 def dense(dev: DPAP, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state of the model in the shapes of the dense network: what was cut is zero."""
-    present = dev._shrinker.present
+    present = dev._engine.shrinker.present
     return {n: present.dense(n, t.detach()) for n, t in (tensors or dev.model.state_dict()).items()}
 
 
 def assert_same_weights(a: DPAP, b: DPAP, tolerance: float = 1e-9) -> None:
     """All parameters, and the statistics of living units, in dense coordinates."""
     one, other = dense(a), dense(b)
-    gone = b._shrinker.present if b._shrinker.shrinks else a._shrinker.present
+    gone = b._engine.shrinker.present if b._engine.shrinker.shrinks else a._engine.shrinker.present
     for name in one:
         x, y = gone.cut(name, one[name]), gone.cut(name, other[name])
         if name.endswith(("running_mean", "running_var")):
@@ -117,7 +117,7 @@ class TestSameDecisions:
             for mask in never.synapse_masks:
                 assert torch.equal(never.synapse_masks[mask], dev.synapse_masks[mask])
             assert_same_weights(never, dev)
-        assert never._shrinker.shrinks == 0 < auto._shrinker.shrinks < always._shrinker.shrinks
+        assert never._engine.shrinker.shrinks == 0 < auto._engine.shrinker.shrinks < always._engine.shrinker.shrinks
         width = {mode: sum(p.numel() for p in runs[mode][0].model.parameters()) for mode in MODES}
         assert width["never"] > width["auto"] >= width["always"]
         assert width["always"] == sum(p.numel() for p in never.compact().parameters())
@@ -171,7 +171,7 @@ class TestSameDecisions:
             for group in one.survival:
                 assert (one.survival[group] - other.survival[group]).abs().max() < 1e-9
         assert_same_weights(never, always)
-        assert always._shrinker.shrinks or rule == "paper"
+        assert always._engine.shrinker.shrinks or rule == "paper"
 
     @pytest.mark.slow
     def test_scores_that_read_neighbours(self) -> None:
@@ -201,15 +201,15 @@ class TestStepsAfterwards:
             ema = average(model)
             dev = developer(model, OPTIMIZERS[name], shrink=mode, ema=ema.module)
             train(dev, 50, ema=ema)
-            shrinks = dev._shrinker.shrinks
+            shrinks = dev._engine.shrinker.shrinks
             train(dev, 20, first=50, ema=ema)
             pair.append((dev, ema, shrinks))
         (never, mean, _), (always, shrunk_mean, shrinks) = pair
-        assert shrinks > 0 and always._shrinker.shrinks == shrinks, "all shrinks lie before the steps compared"
+        assert shrinks > 0 and always._engine.shrinker.shrinks == shrinks, "all shrinks lie before the steps compared"
         assert_same_weights(never, always)
         here = dict(shrunk_mean.module.named_parameters())
         for parameter, tensor in mean.module.named_parameters():
-            assert (tensor - always._shrinker.present.dense(parameter, here[parameter])).abs().max() <= 1e-9
+            assert (tensor - always._engine.shrinker.present.dense(parameter, here[parameter])).abs().max() <= 1e-9
         x = batch(999)[0]
         with torch.no_grad():
             mean.eval(), shrunk_mean.eval()
@@ -219,7 +219,7 @@ class TestStepsAfterwards:
         dev = developer(ConvNet().double(), OPTIMIZERS["adam"], shrink="always")
         before = {name: id(p) for name, p in dev.model.named_parameters()}
         train(dev, 60)
-        assert dev._shrinker.shrinks > 0
+        assert dev._engine.shrinker.shrinks > 0
         assert {name: id(p) for name, p in dev.model.named_parameters()} == before
         inside = {id(p) for group in dev.optimizers[0].param_groups for p in group["params"]}
         old = {name: p.detach().clone() for name, p in dev.model.named_parameters()}
@@ -246,7 +246,7 @@ class TestStepsAfterwards:
             scaler.update()
             scheduler.step()
             dev.step()
-        assert dev._shrinker.shrinks > 0
+        assert dev._engine.shrinker.shrinks > 0
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 0.5**6)
 
 
@@ -264,9 +264,9 @@ class TestAUsersLoop:
             loss.backward()
             dev.optimizers[0].step()
             validation = F.cross_entropy(dev.model(x), y)
-            shrinks = dev._shrinker.shrinks
+            shrinks = dev._engine.shrinker.shrinks
             dev.step()
-            if dev._shrinker.shrinks > shrinks:
+            if dev._engine.shrinker.shrinks > shrinks:
                 stale += 1
                 with pytest.raises(DPAPError, match="from before the network became smaller"):
                     validation.backward(retain_graph=True)
@@ -290,12 +290,12 @@ class TestAUsersLoop:
         """A foreign write after the shrink revives nobody."""
         dev = developer(ConvNet().double(), OPTIMIZERS["sgd"], shrink="always")
         train(dev, 60)
-        assert dev._shrinker.shrinks > 0
+        assert dev._engine.shrinker.shrinks > 0
         with torch.no_grad():
             for parameter in dev.model.parameters():
                 parameter.fill_(1.0)
         dev.model(batch(0)[0])
-        mask = dev._shrinker.present.cut("fc1.weight", dev.synapse_masks["fc1.weight"])
+        mask = dev._engine.shrinker.present.cut("fc1.weight", dev.synapse_masks["fc1.weight"])
         weight = dev.model.get_parameter("fc1.weight")
         assert (weight[~mask] == 0).all() and (weight[mask] == 1).all() and (~mask).any()
 
@@ -347,7 +347,7 @@ class TestAUsersLoop:
                 optimizer.step()
                 dev.step()
             runs.append(dev)
-        assert runs[1]._shrinker.shrinks > 0
+        assert runs[1]._engine.shrinker.shrinks > 0
         assert runs[1].model.get_submodule("lif2").w.shape[0] == int(runs[1].alive["conv2"].sum()) < 12
         assert_same_weights(*runs)
 
@@ -365,7 +365,7 @@ class TestResuming:
         train(whole, 80, ema=mean)
         first, first_mean = fresh()
         train(first, 40, ema=first_mean)
-        assert first._shrinker.shrinks > 0
+        assert first._engine.shrinker.shrinks > 0
         parts = (first, first.model, first.optimizers[0], first_mean)
         saved = [copy.deepcopy(part.state_dict()) for part in parts]
         second, second_mean = fresh()
@@ -410,10 +410,10 @@ class TestRefused:
 
     def until_the_first_deaths(self, dev: DPAP) -> None:
         """The masked network just before it would shrink."""
-        dev.shrink = "never"
+        dev._engine.shrink = "never"
         train(dev, 40)
         assert not dev.alive["conv1"].all()
-        dev.shrink = "always"
+        dev._engine.shrink = "always"
 
     def test_a_failed_shrink_leaves_all_as_it_was(self, monkeypatch: pytest.MonkeyPatch) -> None:
         dev = developer(ConvNet().double(), OPTIMIZERS["adam"])
@@ -421,7 +421,7 @@ class TestRefused:
         before = self.everything(dev)
         monkeypatch.setattr(shrinking, "differing", lambda *_: ("it would answer differently.", ""))
         with pytest.raises(DPAPError, match=r"(?s)cannot be made smaller now: it would answer differently.*never"):
-            dev._shrink_if_due()
+            dev._engine.shrink_if_due()
         self.unchanged(dev, before)
 
     def test_state_that_does_not_fit(self) -> None:
@@ -430,7 +430,7 @@ class TestRefused:
         dev.optimizers[0].state[dev.model.conv2.weight]["odd"] = torch.zeros(5)
         before = self.everything(dev)
         with pytest.raises(DPAPError, match=r"Adam keeps 'odd' of shape \(5,\) for conv2.weight of shape"):
-            dev._shrink_if_due()
+            dev._engine.shrink_if_due()
         self.unchanged(dev, before)
 
     def test_a_weak_reference_as_of_a_compiled_model(self) -> None:
@@ -439,7 +439,7 @@ class TestRefused:
         reference = weakref.ref(dev.model.conv2.weight)
         before = self.everything(dev)
         with pytest.raises(DPAPError, match=r"(?s)weak reference to conv2.weight.*compile"):
-            dev._shrink_if_due()
+            dev._engine.shrink_if_due()
         self.unchanged(dev, before)
         assert reference() is dev.model.conv2.weight
         dev.model(batch(0)[0]).sum().backward()
@@ -467,7 +467,7 @@ class TestRefused:
     def test_auto_stays_masked_and_says_so(self, caplog: pytest.LogCaptureFixture) -> None:
         dev = developer(ConvNet().double(), OPTIMIZERS["adam"])
         self.until_the_first_deaths(dev)
-        dev.shrink = "auto"
+        dev._engine.shrink = "auto"
         reference = weakref.ref(dev.model.conv2.weight)
         train(dev, 20, first=40)
         assert dev.model.conv2.weight.shape == (8, 8, 3, 3) and reference() is not None
@@ -546,5 +546,5 @@ class TestPolicy:
                 with dev.observing():
                     dev.model(batch(step % 7)[0])
                 dev.step()
-            counts.append(dev._shrinker.shrinks)
+            counts.append(dev._engine.shrinker.shrinks)
         assert counts[0] < counts[1] and counts[1] > 0

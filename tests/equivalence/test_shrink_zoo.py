@@ -53,9 +53,9 @@ def _loss(output: object) -> Tensor:
 def test_shrunk_equals_masked(name: str) -> None:
     (never, expected), (always, found) = (trained(name, mode) for mode in ("never", "always"))
     assert expected == found and any(expected)
-    assert always._shrinker.shrinks > 0 == never._shrinker.shrinks
+    assert always._engine.shrinker.shrinks > 0 == never._engine.shrinker.shrinks
     masked = {p.tensor for g in never.graph.groups for p in (*g.producers, *g.consumers) if p.masked}
-    present, other = always._shrinker.present, dict(never.model.named_parameters(remove_duplicate=False))
+    present, other = always._engine.shrinker.present, dict(never.model.named_parameters(remove_duplicate=False))
     for parameter, tensor in always.model.named_parameters(remove_duplicate=False):
         if parameter in masked:
             whole = present.dense(parameter, tensor.detach())

@@ -344,8 +344,8 @@ def developer(
     """A run on a busy network that was examined before, by `examined`."""
     make, shape, _ = NETS[name]
     graph, times = examined(name, mode)
-    monkeypatch.setattr("dpap.developer.find_groups", lambda *args, **kwargs: graph)
-    monkeypatch.setattr("dpap.developer.trial_cut", lambda *args, **kwargs: None)
+    monkeypatch.setattr("dpap.development.engine.find_groups", lambda *args, **kwargs: graph)
+    monkeypatch.setattr("dpap.development.engine.trial_cut", lambda *args, **kwargs: None)
     monkeypatch.setattr("dpap.development.construct.proven_steps", lambda *args, **kwargs: times)
     torch.manual_seed(seed)
     model = busy(make(), frames(shape)).train()
@@ -419,7 +419,10 @@ class TestOracle:
             dev.model.get_submodule(layer).register_forward_pre_hook(partial(_keep_input, seen, layer), prepend=True)
             dev.model.get_submodule(neuron).register_forward_hook(partial(_keep_output, seen, neuron))
         network = oracle.TimeNetwork.newborn(
-            [oracle.TimeLayer(name=n.name, units=n.units, positions=n.positions) for n in dev._temporal.times.neurons],
+            [
+                oracle.TimeLayer(name=n.name, units=n.units, positions=n.positions)
+                for n in dev._engine.temporal.times.neurons
+            ],
             T,
         )
         ticks = {tick.call: tick for tick in clock(40, start=0.2, stop=0.7, memory=0.05)}
@@ -440,7 +443,7 @@ class TestOracle:
             after = {n: report.alive[layer].numpy() for n, layer in layers.items()}
             step = oracle.develop(network, [batch], entries, ticks[call], alive_after=after, memory=0.05, target=target)
             for n, alive in after.items():
-                temporal = dev._temporal
+                temporal = dev._engine.temporal
                 np.testing.assert_allclose(temporal.survival[n][alive], step.pair_survival[n][alive], rtol=1e-9)
                 np.testing.assert_allclose(temporal.step_survival[n], step.step_survival[n], rtol=1e-9)
                 np.testing.assert_array_equal(dev.pairs[n][alive], step.pairs[n][alive], f"{n} at {call}")
@@ -459,7 +462,7 @@ class TestOracle:
 
 
 def report_share(dev: DPAP) -> tuple[float, float]:
-    return dev._temporal.shares(dev.alive)
+    return dev._engine.temporal.shares(dev.alive)
 
 
 def _timed(x: Tensor) -> FloatArray:
@@ -492,7 +495,7 @@ class TestShrinking:
             for mine, its in ((never.model, dev.model), (never.averaged.module, dev.averaged.module)):
                 torch.testing.assert_close(mine.eval()(x), its.eval()(x), rtol=0, atol=1e-9)
                 mine.train()
-        assert others[1][0]._shrinker.shrinks and not never._shrinker.shrinks
+        assert others[1][0]._engine.shrinker.shrinks and not never._engine.shrinker.shrinks
 
 
 def close_weights(one: nn.Module, other: nn.Module) -> None:
@@ -512,7 +515,7 @@ class TestResults:
         for alive in dev.pairs.values():  # the last step of everybody goes as well: there is something to cut
             alive[:, T - 1] = False
             alive[:, 1] |= ~alive.any(1)
-        dev._keep_silent(dev._temporal)
+        dev._engine.keep_silent(dev._engine.temporal)
         dev.model.eval()
         return dev
 
@@ -582,7 +585,7 @@ class TestResults:
         dev.close()
         assert torch.equal(dev.model(x), expected)
         assert timing_of(dev.model) is not None
-        for n in dev._temporal.times.neurons:
+        for n in dev._engine.temporal.times.neurons:
             dead = ~dev.pairs[n.name].T & dev.alive[n.group]
             spikes = fired[n.name].transpose(1, 2).flatten(2)
             assert not bool(spikes[dead].any()) and bool(spikes.any()), n.name
@@ -623,8 +626,8 @@ def test_a_run_goes_on_where_its_state_was_taken(monkeypatch: pytest.MonkeyPatch
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, later.model.state_dict()[name]), name
     for n in whole.pairs:
-        assert torch.equal(whole._temporal.survival[n], later._temporal.survival[n])
-        assert torch.equal(whole._temporal.step_survival[n], later._temporal.step_survival[n])
+        assert torch.equal(whole._engine.temporal.survival[n], later._engine.temporal.survival[n])
+        assert torch.equal(whole._engine.temporal.step_survival[n], later._engine.temporal.step_survival[n])
 
 
 # what is counted ------------------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ class Mutant(NamedTuple):
 
 
 P, S, R, C = (f"method/{name}.py" for name in ("plasticity", "survival", "rules", "schedule"))
-D, G, V, W = "developer.py", "development/decide.py", "development/survivors.py", "development/window.py"
+D, E = "developer.py", "development/engine.py"
+G, V, W = (f"development/{name}.py" for name in ("decide", "survivors", "window"))
 X, K, A, M, H = "development/scoring.py", *(f"pruning/{name}.py" for name in ("choose", "account", "mask", "shrink"))
 MUTANTS = (
     Mutant(P, "trace = decay * trace + spikes_t", "trace = trace + spikes_t"),
@@ -107,13 +108,13 @@ MUTANTS = (
     Mutant(V, "return mask if self.plan.rule.permanent else torch.ones_like(mask)", "return mask"),
     Mutant(W, "living[mine] = alive[name][torch.from_numpy(layer.in_unit)[mine]]", "pass"),
     Mutant(C, "<= progress < self.stop - ROUNDING", "<= progress"),
-    Mutant(D, "weight[~rows] = 0", "pass"),
+    Mutant(E, "weight[~rows] = 0", "pass"),
     Mutant(C, "rate > self.previous", "rate < self.previous"),
     Mutant(C, "rate < self.peak / 4", "rate < self.peak / 1.5"),
     Mutant(
         D,
-        '        self._masks.apply()\n        self._warn_of_shortfalls("compact()")',
-        '        self._warn_of_shortfalls("compact()")',
+        '        self._engine.masks.apply()\n        self._engine.warn_of_shortfalls("compact()")',
+        '        self._engine.warn_of_shortfalls("compact()")',
     ),
     Mutant(W, "torch.autocast(post.device.type, enabled=False)", "torch.autocast(post.device.type, enabled=True)"),
     Mutant(X, "growths.append(grow(use, alive, links[1:]))", "growths.append(grow(use, alive, links))"),

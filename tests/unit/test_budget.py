@@ -288,7 +288,7 @@ class TestTargets:
         model = SpikingNet(2, (20, 20, 40))
         dense = opened(graph_of(model, 2, 1, 8, 8), synapses=False)
         dev = run(model, torch.rand(4, 1, 8, 8), kinds=frozenset({"unit"}), target={metric: share})
-        account = dev._survivors.account()
+        account = dev._engine.survivors.account()
         reached = account.count(metric) / dense.count(metric)
         assert share - 0.06 <= reached <= share
         small = dev.compact()
@@ -299,7 +299,7 @@ class TestTargets:
         model = SpikingNet(2, (20, 20, 40))
         dense = opened(graph_of(model, 2, 1, 8, 8))
         dev = run(model, torch.rand(4, 1, 8, 8), target={"macs": 0.5, "connectivity": 0.2})
-        account = dev._survivors.account()
+        account = dev._engine.survivors.account()
         assert 0.25 <= account.macs() / dense.macs() <= 0.5, "units that lost all their synapses go beyond it"
         assert 0.17 <= dev.connectivity() <= 0.2
 
@@ -311,7 +311,7 @@ class TestTargets:
                 p.mul_(3.0)
         model.eval().training = True  # norms as they are, and passes that count
         dev = run(model, torch.rand(64, 1, 8, 8), target={"sops": 0.4}, shrink="never")  # `spent` reads dense widths
-        account = dev._survivors.account()
+        account = dev._engine.survivors.account()
         assert account.connectivity() < opened(dev.graph).connectivity()
         x = torch.rand(64, 1, 8, 8)
         counted = [spent(dev, x, masked=masked) for masked in (False, True)]
@@ -649,7 +649,7 @@ def test_preview_measures_and_changes_nothing(clock: Any) -> None:
     with dev.observing():
         dev.model(torch.rand(8, 8))
     before = str(dev.state_dict())
-    dev.steps_taken += 3
+    dev._engine.steps_taken += 3
     assert dev.preview().deaths
     dev.steps_taken -= 3
     assert str(dev.state_dict()) == before
@@ -711,12 +711,12 @@ def test_what_latency_is_measured_of(monkeypatch: pytest.MonkeyPatch, loop: bool
     options: dict[str, Any] = {"forward": lambda m, batch: m(batch["image"])} if loop else {}
     given = {"image": example} if loop else example
     dev = DPAP(model, given, optimizer=optimizer, total_steps=50, target={"latency": 0.6}, **options)
-    assert dev._pace is not None
+    assert dev._engine.pace is not None
     dense = sum(p.numel() for p in model.parameters())
     (small, _, batch), (whole, _, _) = seen
     assert whole == dense and small < 0.3 * dense and batch == 3
     alive = {**dev.alive, "conv1": torch.arange(8) < 5}
-    share = pace.latency_share(model, dev._shrinker.present, alive, given, options.get("forward"))
+    share = pace.latency_share(model, dev._engine.shrinker.present, alive, given, options.get("forward"))
     assert share == 0.25
     assert model.training, "the model itself is left alone"
 
@@ -726,7 +726,7 @@ def test_latency_is_really_measured() -> None:
     model = Wide()
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     dev = DPAP(model, torch.rand(4, 8), optimizer=optimizer, total_steps=50)
-    assert pace.latency_share(model, dev._shrinker.present, dev.alive, torch.rand(4, 8), None) > 0
+    assert pace.latency_share(model, dev._engine.shrinker.present, dev.alive, torch.rand(4, 8), None) > 0
 
 
 def test_latency_is_a_setting() -> None:

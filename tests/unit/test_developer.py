@@ -212,9 +212,9 @@ class TestPreview:
             x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
             with dev.observing():
                 dev.model(x)
-            if step % 5 == 4 and dev._watching:
+            if step % 5 == 4 and dev._engine.watching:
                 before = copy.deepcopy(dev.state_dict())
-                dev.steps_taken += 1  # as the step that comes would count it
+                dev._engine.steps_taken += 1  # as the step that comes would count it
                 previews.append(dev.preview())
                 dev.steps_taken -= 1
                 assert str(before) == str(dev.state_dict())
@@ -267,7 +267,7 @@ class TestState:
     def test_a_state_from_before_the_first_observation(self) -> None:
         dev = make()
         dev.load_state_dict(make().state_dict())
-        assert not dev._window.sums
+        assert not dev._engine.window.sums
         train(dev, 100)
 
     def test_the_sliding_threshold_is_part_of_it(self) -> None:

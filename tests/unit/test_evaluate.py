@@ -34,7 +34,7 @@ def strike(run: Run) -> None:
     run.dev.alive["conv2"][:3] = False
     run.dev.synapse_masks["fc1.weight"][:, ::2] = False
     with torch.no_grad():
-        run.dev._strike_weights()
+        run.dev._engine.strike_weights()
 
 
 def assert_layers_add_up(result: ResultLine) -> None:

@@ -278,10 +278,10 @@ def test_a_copy_does_not_act_on_the_original() -> None:
         twin.zero_grad()
         twin.conv1.weight.sum().backward()
         assert (twin.conv1.weight.grad == 1).all(), "the original's mask zeroes the copy's gradient"
-    window = dict(dev._window.sums)
+    window = dict(dev._engine.window.sums)
     with dev.observing():
         copy.deepcopy(model)(torch.randn(2, 2, 6, 6))
-    assert all(s.samples == window[k].samples for k, s in dev._window.sums.items())
+    assert all(s.samples == window[k].samples for k, s in dev._engine.window.sums.items())
 
 
 def test_the_model_is_not_disturbed() -> None:

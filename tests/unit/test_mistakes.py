@@ -103,7 +103,7 @@ class TestPassesThatDoNotCount:
             dev.model.eval()
             dev.model(torch.randn(4, 6))
             dev.model.train()
-        assert dev._window.passes == 1 and "was in evaluation mode" in caplog.text
+        assert dev._engine.window.passes == 1 and "was in evaluation mode" in caplog.text
 
     def test_evaluation_as_the_rule_is_an_error(self) -> None:
         dev = make()
@@ -116,7 +116,7 @@ class TestPassesThatDoNotCount:
         with pytest.raises(RuntimeError), dev.observing():
             dev.model(torch.randn(4, 6))
             raise RuntimeError("out of memory, say")
-        assert dev._window.passes == 0 and not dev._window.sums
+        assert dev._engine.window.passes == 0 and not dev._engine.window.sums
 
     def test_one_bad_batch_that_the_user_skips_spoils_nothing(self) -> None:
         clean, other = make(target={"connectivity": 0.5}), make(target={"connectivity": 0.5})
@@ -176,7 +176,7 @@ class TestState:
         if damage == "a part is gone":
             del state["present"]
         else:  # found out last of all, when masks are in place
-            shrink, calls = fresh._shrink_to, []
+            shrink, calls = fresh._engine.shrink_to, []
 
             def fail_once(units: Any) -> None:
                 calls.append(units)
@@ -184,7 +184,7 @@ class TestState:
                     raise RuntimeError("no memory")
                 shrink(units)
 
-            monkeypatch.setattr(fresh, "_shrink_to", fail_once)
+            monkeypatch.setattr(fresh._engine, "shrink_to", fail_once)
         before = fresh.state_dict()
         with pytest.raises(DPAPError, match="damaged"):
             fresh.load_state_dict(state)
@@ -273,7 +273,7 @@ def test_activity_whose_sums_are_beyond_float32() -> None:
 
 def test_a_compiled_network_becomes_smaller_once() -> None:
     dev = make(target={"macs": 0.3}, total_steps=200, stop=0.2)
-    dev._masks.compiled = True
+    dev._engine.masks.compiled = True
     widths = []
     for _ in range(60):
         train(dev, 1)

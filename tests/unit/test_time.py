@@ -204,7 +204,7 @@ class TestFiles:
     def saved(self, tmp_path: Path) -> Path:
         dev = make()
         dev.pairs["neuron1"][2, 1] = False
-        dev._keep_silent(dev._temporal)
+        dev._engine.keep_silent(dev._engine.temporal)
         save(dev.compact(), tmp_path)
         return tmp_path
 
@@ -367,7 +367,7 @@ class TestPaper:
         """Eq. (8) with the growth chain of the fully connected layers; layer steps have no survival of their own."""
         torch.manual_seed(0)
         dev = make(Small(neuron=lambda: LIF(v_threshold=0.3)), rule="paper", time="silence", total_steps=30)
-        survival = {n: f.clone() for n, f in dev._temporal.survival.items()}
+        survival = {n: f.clone() for n, f in dev._engine.temporal.survival.items()}
         assert all(bool((f == 5.0).all()) for f in survival.values())
         died = 0
         for epoch in range(6):
@@ -378,13 +378,13 @@ class TestPaper:
             report = dev.step()
             assert report is not None and not report.died_steps
             died += sum(report.died_pairs.values())
-            for n, f in dev._temporal.survival.items():
+            for n, f in dev._engine.temporal.survival.items():
                 assert torch.equal(dev.pairs[n], before[n] & (f >= 0)), "who falls below 0 dies"
         assert died > 0
 
     def test_a_layer_is_not_emptied(self) -> None:
         dev = make(rule="paper", total_steps=30)
-        for f in dev._temporal.survival.values():
+        for f in dev._engine.temporal.survival.values():
             f.fill_(-100.0)
         with pytest.raises(DPAPError, match="would silence neuron1 at every step"):
             run(dev, 1)

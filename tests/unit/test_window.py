@@ -32,7 +32,7 @@ def seen(batches: Sequence[Tensor]) -> Window:
     for x in batches:
         with dev.observing():
             model(x)
-    return dev._window
+    return dev._engine.window
 
 
 @pytest.mark.parametrize("shares", [(2, 2), (4, 0)])
