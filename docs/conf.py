@@ -1,5 +1,6 @@
 """Sphinx: `make docs` builds these pages and the API and runs the notebooks; a warning is an error."""
 
+import re
 from importlib import metadata
 
 project = "dpap"
@@ -17,6 +18,7 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "show-inheritance": False}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False
 
 myst_heading_anchors = 4
 nb_execution_mode = "force"
@@ -31,7 +33,7 @@ default_role = "code"
 def _plain(app, what, name, obj, options, lines):
     for k, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...", "..", ":")):
-            lines[k] = line.replace("|", "\\|").replace("*", "\\*").replace("\\*\\*", "**")
+            lines[k] = re.sub(r"(?<!\\)([|*])", r"\\\1", line)
 
 
 def setup(app):

@@ -1,4 +1,4 @@
-"""Prune a PyTorch network, spiking or not, while it trains (DPAP, Han et al., TPAMI 2025).
+"""Prune a PyTorch network, spiking or not, while it trains (DPAP, Han et al., TPAMI 2025)::
 
     dev = dpap.DPAP(model, example, optimizer=optimizer, total_steps=steps, target={"connectivity": 0.1})
     for x, y in batches:
@@ -9,6 +9,8 @@
         optimizer.step()
         dev.step()
     small = dev.compact()
+
+What is here::
 
     DPAP                prunes a network while it trains; DevelopmentReport is what dev.step() returns
     DPAPError           the error of this library: what is wrong, where, and what to do

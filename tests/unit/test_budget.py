@@ -651,7 +651,7 @@ def test_preview_measures_and_changes_nothing(clock: Any) -> None:
     before = str(dev.state_dict())
     dev._engine.steps_taken += 3
     assert dev.preview().deaths
-    dev.steps_taken -= 3
+    dev._engine.steps_taken -= 3
     assert str(dev.state_dict()) == before
 
 

@@ -216,7 +216,7 @@ class TestPreview:
                 before = copy.deepcopy(dev.state_dict())
                 dev._engine.steps_taken += 1  # as the step that comes would count it
                 previews.append(dev.preview())
-                dev.steps_taken -= 1
+                dev._engine.steps_taken -= 1
                 assert str(before) == str(dev.state_dict())
             report = dev.step()
             if report is not None:

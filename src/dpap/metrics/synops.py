@@ -81,6 +81,8 @@ class SynopCount:
 class SynopCounter:
     """Records, while it is entered, what arrives at the layers of a model; then counts, for any units that are alive.
 
+    ::
+
         with SynopCounter(model, graph) as counter:
             for x, _ in batches:
                 model(x)
