@@ -41,7 +41,7 @@ ROUND = 4
 DEVELOP_EVERY = 2
 """Rounds between two development steps of the benchmark; in a real run there are more."""
 WINDOW = 0.40
-"""Share of a run in which things die. Here it comes first, and only its beginning is run."""
+"""Share of a run in which units are pruned. Here it comes first, and only its beginning is run."""
 RUN_STEPS = {"mnist": 20 * 938, "cifar": 40 * 3125}
 """Steps of a real run, over which its 100 development steps are spread: 20 epochs of MNIST, 40 of CIFAR-10."""
 

@@ -177,8 +177,8 @@ def window() -> Iterator[Arm]:
 
 
 def levels() -> Iterator[Arm]:
-    """E4: the level at which things die when no target is set, one kind at a time, on three networks; synapses scored
-    by `bcm`."""
+    """E4: the level below which units and synapses are pruned when no target is set, one kind at a time, on three
+    networks; synapses scored by `bcm`."""
     for name, samples, epochs in (("digits-snn", 1_000, 40), ("mnist-snn-2fc", 12_000, 6), ("mnist-ann", 12_000, 6)):
         base = change(small(name, samples, epochs), development={"synapse_score": BETWEEN})
         yield from seeded("levels", f"{name}-control", control(base), 1)
@@ -254,7 +254,7 @@ def cifar10_small() -> Iterator[Arm]:
 
 def nmnist() -> Iterator[Arm]:
     """N-MNIST, a subset of 1,100 recordings, 5 folds (880 to learn from, 220 tested), T = 20, 2Conv2FC: 60 % of the
-    weights and half of the pairs of a unit and a step die. In `random` units, synapses and steps are drawn."""
+    weights and half of the pairs of a unit and a step are pruned. In `random` units, synapses and steps are drawn."""
     base = replace(recipe("nmnist-snn"), threads=1, control=False)
     drawn = change(base, development={"unit_score": "random", "synapse_score": "random", "time_score": "random"})
     yield from crossed("nmnist", "control", control(base), 3)

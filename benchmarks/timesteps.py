@@ -4,7 +4,7 @@
 
 The three take turns on the same batch of test samples: one forward pass in evaluation mode, and one forward and
 backward pass in training mode. Left out against done is what skipping saves; the control also has all units and
-synapses. The share of living layer steps stands beside: steps at which a hidden layer has anybody alive.
+synapses. The share of living layer steps stands beside: steps at which a hidden layer has a living unit.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class Net(nn.Module):
 def learning_rate(p: float) -> float:
     """At share p of the run: up for a twentieth of it, then down along half a cosine.
 
-    Deaths begin at a tenth of the run, when the rate has stopped rising, and end at half of it, while the rate is high
-    enough and time enough is left to learn without the dead.
+    Pruning begins at a tenth of the run, when the rate has stopped rising, and ends at half of it, while the rate is
+    high enough and there is time enough to adapt.
     """
     warmup = 0.05
     return RATE * (p / warmup if p < warmup else (1 + math.cos(math.pi * (p - warmup) / (1 - warmup))) / 2)
@@ -74,7 +74,7 @@ def train(samples: Split, *, epochs: int, prune: bool, seed: int) -> tuple[nn.Mo
     dev = None
     if prune:
         example, total = samples.images[:2], epochs * batches
-        target = {"connectivity": CONNECTIVITY}  # without a target, how much dies is left to the rule
+        target = {"connectivity": CONNECTIVITY}  # without a target, the rule decides
         dev = DPAP(model, example, optimizer=optimizer, total_steps=total, target=target)  # dpap
     for epoch in range(epochs):
         for batch, (images, labels) in enumerate(samples.batches(BATCH, generator=shuffle)):
@@ -89,7 +89,7 @@ def train(samples: Split, *, epochs: int, prune: bool, seed: int) -> tuple[nn.Mo
             loss.backward()
             optimizer.step()
             if dev is not None:
-                dev.step()  # dpap: about a hundred times in a run somebody may die
+                dev.step()  # dpap: about a hundred times in a run, something may be pruned
     return model, dev
 
 

@@ -48,7 +48,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train networks, spiking or not, that grow small while they learn.",
+    help="Prune networks, spiking or not, while they train.",
 )
 console = Console()
 errors = Console(stderr=True)
@@ -90,7 +90,7 @@ def train(
     no_control: Annotated[bool, typer.Option("--no-control", help="Leave out the unpruned control.")] = False,
     shrink: Annotated[
         str | None,
-        typer.Option(help="When dead units leave the tensors: auto, never or always.", show_default=False),
+        typer.Option(help="When pruned units leave the tensors: auto, never or always.", show_default=False),
     ] = None,
     on_bad_sample: Annotated[
         str | None,
@@ -115,7 +115,7 @@ def train(
 
 @app.command()
 def resume(run: RunArgument, data_dir: DataDirOption = None) -> None:
-    """Go on with a run that was interrupted."""
+    """Continue a run that was interrupted."""
     config = RunFolder.open(run).config()
     with _interruptible(run), _Display(config) as display:
         done = loop.resume(run, watch=display.watch)
@@ -171,7 +171,7 @@ def inspect(
         str, typer.Option(help="Operators without a rule: refuse them, or protect what touches them.")
     ] = "refuse",
 ) -> None:
-    """Say what a network could lose: its groups, what is prunable, what each layer costs. Nothing is trained."""
+    """Show what can be pruned of a network and what each layer costs. Nothing is trained."""
     network = find_model(model, shape=None if shape is None else _sizes(shape), batch=batch)
     found = inspect_model(*network, name=model, unknown=unknown)
     if as_json:
@@ -195,7 +195,7 @@ def data(
     ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
-    """Say which data sets are here and what is missing; fetch them from their official address; verify them.
+    """List the data sets that are here and those that are missing; fetch or verify them.
 
     Sets of events are fetched by hand: `fetch` says how.
     """
