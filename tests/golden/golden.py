@@ -226,9 +226,12 @@ def rule(name: str) -> tuple[str, ...]:
 
 
 def machine() -> str:
+    """Processors of one name may compute other bits: family, model and stepping tell them apart."""
     info = Path("/proc/cpuinfo")
-    names = [x for x in info.read_text().splitlines() if x.startswith("model name")] if info.exists() else []
-    return f"{names[0].partition(':')[2].strip() if names else platform.processor()}, PyTorch {torch.__version__}"
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    keys = [found[key] for key in ("model name", "cpu family", "model", "stepping") if key in found]
+    return f"{' '.join(keys) or platform.processor()}, PyTorch {torch.__version__}"
 
 
 def hashes() -> dict[str, dict[str, str]]:
