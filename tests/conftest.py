@@ -14,6 +14,9 @@ from jaxtyping import install_import_hook
 # which annotates no shapes: a custom operator reads its function's own globals, which a wrapper hides.
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "dpap"
 PARTS = {path.stem for path in SOURCE.iterdir() if path.suffix in ("", ".py")} - {"graph", "__init__", "__pycache__"}
+# Nor where a user's arguments arrive: they are refused in words.
+PARTS |= {f"development.{path.stem}" for path in (SOURCE / "development").glob("*.py")}
+PARTS -= {"development", "development.engine", "developer"}
 if os.environ.get("DPAP_CHECK_SHAPES") == "1":  # `make test-all`: it doubles the time
     install_import_hook([f"dpap.{part}" for part in sorted(PARTS)], "shape_checks.check")
 
