@@ -22,7 +22,7 @@ from dpap.graph.adapters import enlist
 from dpap.graph.export import Forward
 from dpap.graph.selection import Pattern
 from dpap.graph.walk import Unknown
-from dpap.method.rules import Prune, Rule
+from dpap.method.rules import Prune, Rule, Synapses
 from dpap.method.scores import Score
 from dpap.pruning.compact import compacted, restored
 from dpap.pruning.shrink import Shrink
@@ -59,6 +59,9 @@ class DPAP:
             runs of the same seed need not be equal.
         prune: What may be pruned: "units" (channels and neurons), "synapses" (single connections) or "both". By default
             both, but for a target of macs, parameters or latency alone, which only whole units bring down: units.
+        synapses: Which layers lose single connections: "linear" ones (the default) or "all", convolutions too: there
+            the kernel between an input and an output channel is one connection. Grouped convolutions and the layer
+            that reads the network's input keep theirs.
         score: How important a unit or synapse is among its siblings: a name of `dpap.method.scores.SCORES`, or a
             function of `dpap.method.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
         start: Share of the run after which pruning begins.
@@ -106,6 +109,7 @@ class DPAP:
         rule: str | Rule = "dpap",
         target: Mapping[str, float] | None = None,
         prune: Prune | None = None,
+        synapses: Synapses | None = None,
         score: Score | str | None = None,
         start: float = 0.10,
         stop: float = 0.50,
@@ -131,6 +135,7 @@ class DPAP:
             rule=rule,
             target=target,
             prune=prune,
+            synapses=synapses,
             score=score,
             start=start,
             stop=stop,

@@ -310,6 +310,8 @@ class DevelopmentConfig(Section):
     prune: OrNone[Annotated[str, OneOf("choice", tuple(KINDS))]] = None
     """What may be pruned: "units", "synapses" or "both"; none: both, but units alone for a target of macs, parameters
     or latency without connectivity."""
+    synapses: Annotated[str, OneOf("choice", ("linear", "all"))] = "linear"
+    """Which layers lose single connections: linear ones, or all, where the kernel between two channels is one."""
     target: Annotated[TargetConfig, from_table(TargetConfig)] = TargetConfig()
 
     def __post_init__(self) -> None:
@@ -320,6 +322,8 @@ class DevelopmentConfig(Section):
         for name in (*OF_THE_DEFAULT, "replay", "prune"):
             if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
+        if self.synapses == "all" and self.rule not in ("dpap", "none"):
+            raise bad_value(self.key("synapses"), "all", f'"linear": rule "{self.rule}" prunes filters only')
         for name in ("pairs", "steps"):
             if getattr(self.target, name) is not None and self.time is None:
                 raise bad_value(self.target.key(name), getattr(self.target, name), f"none without {self.key('time')}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from dpap.errors import DPAPError
 from dpap.hooks import OwnHook
-from dpap.method.rules import KINDS, Rule
+from dpap.method.rules import KINDS, Rule, Synapses
 
 BY_UNITS = frozenset({"macs", "parameters", "latency"})
 """Targets that dead connections do not bring nearer."""
@@ -114,17 +114,26 @@ def named_target(target: Any) -> dict[str, Any]:
     return dict(target)
 
 
-def restricted(rule: Rule, prune: str | None, target: Iterable[str]) -> Rule:
+def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: Synapses | None) -> Rule:
     """The rule with what may be pruned.
 
     Args:
         rule: Of the development.
         prune: "units", "synapses" or "both"; None: as the target asks, connections where it counts them.
         target: Its metrics.
+        synapses: Of which layers: "linear" or "all"; None: as the rule says.
 
     Raises:
         DPAPError: No such choice, or one that the rule or the target rules out.
     """
+    if synapses is not None:
+        if synapses not in get_args(Synapses):
+            raise DPAPError(
+                f"synapses={synapses!r}.", fix='choose "linear" (linear layers) or "all" (convolutions too).'
+            )
+        if not rule.windowed:
+            raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no synapses=.", fix='use rule="dpap".')
+        rule = dataclasses.replace(rule, synapses=synapses)
     metrics = set(target)
     if prune is None:
         units_alone = bool(metrics & BY_UNITS) and not metrics & {"connectivity", "sops"}

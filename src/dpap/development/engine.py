@@ -42,7 +42,7 @@ from dpap.graph.find import find_groups
 from dpap.graph.selection import Pattern
 from dpap.graph.walk import Unknown
 from dpap.hooks import OwnHook
-from dpap.method.rules import Prune, Rule, resolve
+from dpap.method.rules import Prune, Rule, Synapses, resolve
 from dpap.method.schedule import RateWatch, Schedule
 from dpap.method.scores import Score
 from dpap.processes import agree, world
@@ -70,6 +70,7 @@ class Engine:
         rule: str | Rule = "dpap",
         target: Mapping[str, float] | None = None,
         prune: Prune | None = None,
+        synapses: Synapses | None = None,
         score: Score | str | None = None,
         start: float = 0.10,
         stop: float = 0.50,
@@ -93,7 +94,7 @@ class Engine:
         claim(model)
         check_example(example_input)
         target = named_target(target)
-        self.rule = restricted(resolve(rule, score=score), prune, target)
+        self.rule = restricted(resolve(rule, score=score), prune, target, synapses)
         check_mode(time, self.rule)
         if timing_of(model) is not None:
             raise DPAPError(

@@ -70,13 +70,19 @@ def _prunable_synapses(graph: Graph, rule: Rule, parameters: Mapping[str, Tensor
     chosen = {
         layer.weight: layer
         for layer in graph.layers
-        if layer.kind == "linear"
+        if (layer.kind == "linear" or (rule.synapses == "all" and _between_units(layer)))
         and layer.pre is not None
         and layer.weight not in graph.ignored
         and parameters[layer.weight].requires_grad
         and (rule.classifier or layer.out_group not in protected)
     }
     return tuple(chosen.values())
+
+
+def _between_units(layer: Layer) -> bool:
+    """Whether the kernels of a convolution are synapses between two units: a grouped one has both ends in one unit, and
+    the first layer's come from the network's input."""
+    return layer.groups == 1 and bool(layer.in_group)
 
 
 def _observed_layers(graph: Graph, groups: set[str], weights: set[str], all_spikes: bool) -> tuple[Layer, ...]:

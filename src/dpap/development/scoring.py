@@ -105,6 +105,8 @@ class Scoring:
             weight = weight.transpose(0, 1)
         if not all(bool(total.isfinite().all()) for total in sums.sums.values()):
             raise self._not_finite(layer, "activity seen there holds")
+        if kind == "synapse" and weight.dim() > 2:
+            weight = weight.abs().flatten(2).sum(2)  # the strength of a kernel
         stats = sums.stats(layer.name, kind, self.plan.seed, weight, alive.to(weight.device))
         if kind == "unit":
             stats = self._with_neighbours(stats, layer)

@@ -29,16 +29,15 @@ class Survivors:
     @classmethod
     def first(cls, plan: Plan) -> Survivors:
         """All alive."""
-        weights = {layer.weight: plan.parameters[layer.weight] for layer in plan.synaptic}
+        shapes = {layer.weight: (len(layer.out_units), len(layer.in_unit)) for layer in plan.synaptic}
+        devices = {name: plan.parameters[name].device for name in shapes}
         initial, dtype = plan.rule.initial, plan.dtype
         return cls(
             plan=plan,
             alive={g.name: torch.ones(g.units, dtype=torch.bool) for g in plan.graph.groups},
             survival={g.name: torch.full((g.units,), initial, dtype=dtype) for g in plan.groups},
-            synapse_masks={n: torch.ones(w.shape[:2], dtype=torch.bool, device=w.device) for n, w in weights.items()},
-            synapse_survival={
-                n: torch.full(w.shape[:2], initial, dtype=dtype, device=w.device) for n, w in weights.items()
-            },
+            synapse_masks={n: torch.ones(s, dtype=torch.bool, device=devices[n]) for n, s in shapes.items()},
+            synapse_survival={n: torch.full(s, initial, dtype=dtype, device=devices[n]) for n, s in shapes.items()},
         )
 
     def living_synapses(self, layer: Layer) -> Tensor:

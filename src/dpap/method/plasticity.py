@@ -187,7 +187,7 @@ class Stats:
     seed: int
     """Seed of the run, for scores that draw."""
     weight: Tensor
-    """(O, I, *kernel)."""
+    """(O, I, *kernel); for the synapses of a convolution (O, I), the sum of |w| over the kernel."""
     alive: Bool[Tensor, ...]
     """(O,) or (O, I), as the answer."""
     samples: int

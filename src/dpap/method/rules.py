@@ -35,6 +35,7 @@ from dpap.method.survival import (
     times,
 )
 
+Synapses = Literal["linear", "all"]
 Prune = Literal["units", "synapses", "both"]
 KINDS: dict[str, frozenset[Kind]] = {
     "units": frozenset({"unit"}),
@@ -82,6 +83,9 @@ class Rule:
     first_epoch: int = 0
     classifier: bool = True
     """Whether synapses onto protected units (the classifier's) are prunable."""
+    synapses: Synapses = "linear"
+    """Whose synapses are pruned one by one: those of linear layers, or of convolutions too, where the kernel between an
+    input and an output channel is one synapse."""
     needs_neurons: bool = False
     time_kinds: frozenset[Kind] = frozenset()
     """What is pruned of time steps: pairs of a unit and a step, steps of a layer."""

@@ -1,7 +1,7 @@
 """What is there: living synapses, connectivity, parameters. Counted from the graph and the masks, never from values.
 
 Every function takes `alive` (group name -> bool (units,)) and, where single synapses matter, `synapses` (weight name ->
-bool, like the weight; linear layers only). What is not in the mapping is alive.
+bool (O, I); the kernel between two channels of a convolution is one). What is not in the mapping is alive.
 """
 
 from __future__ import annotations
@@ -126,12 +126,15 @@ def unit_density(graph: Graph, alive: Mapping[str, Tensor] = ALL) -> dict[str, f
 def stored_synapses(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     """`synapses` of a network that came without its masks, such as a compacted one: the weights that are not zero.
 
-    Only linear layers that have a zero are listed.
+    Only layers that have one are listed; grouped convolutions have none.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    masks = {
-        layer.weight: named[layer.weight].detach() != 0 for layer in distinct_layers(graph) if layer.kind == "linear"
-    }
+    masks = {}
+    for layer in distinct_layers(graph):
+        if layer.groups == 1:
+            weight = named[layer.weight].detach()
+            weight = weight.transpose(0, 1) if layer.transposed else weight
+            masks[layer.weight] = (weight.flatten(2) != 0).any(2) if weight.dim() > 2 else weight != 0
     return {name: mask for name, mask in masks.items() if not bool(mask.all())}
 
 
@@ -192,7 +195,7 @@ def check_living(graph: Graph, alive: Mapping[str, Tensor], synapses: Mapping[st
     """Refuse names and shapes that do not belong to the graph.
 
     Raises:
-        DPAPError: An unknown group or weight, a wrong shape, or a synapse mask of a convolution.
+        DPAPError: An unknown group or weight, a wrong shape, or a synapse mask of a grouped convolution.
     """
     units = {group.name: group.units for group in graph.groups}
     weights = {layer.weight: layer for layer in distinct_layers(graph)}
@@ -204,10 +207,10 @@ def check_living(graph: Graph, alive: Mapping[str, Tensor], synapses: Mapping[st
         if name not in weights:
             raise unknown_name("weight", name, weights)
         layer = weights[name]
-        if layer.kind != "linear":
+        if layer.groups > 1:
             raise DPAPError(
-                f"{name} is a convolution's weight.",
-                fix="convolutions lose units; only linear layers have synapse masks.",
+                f"{name} is the weight of a grouped convolution.",
+                fix="its connections lie inside its units; it loses units and has no synapse mask.",
             )
         _check_shape(mask, (layer.out_units.size, layer.in_owner.size), f"synapses[{name!r}]")
 

@@ -44,9 +44,11 @@ def dead_masks(
         for axis, entries in axes.items():
             dead.index_fill_(axis, entries.to(dead.device), True)
         masks[name] = dead
+    transposed = {layer.weight for layer in graph.layers if layer.transposed}
     for name, living in synapses.items():
         if not bool(living.all()):
             shape = present.shapes[name]
+            living = living.T if name in transposed else living
             dead = (~living).reshape(*living.shape, *[1] * (len(shape) - 2)).expand(shape).to(parameters[name].device)
             masks[name] = masks[name] | dead if name in masks else dead.contiguous()
     masks = {name: present.cut(name, dead) for name, dead in masks.items()}

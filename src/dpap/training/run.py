@@ -137,6 +137,7 @@ class Run:
             rule=make_rule(settings),
             target=settings.target.named(),
             prune=cast(Any, settings.prune),
+            synapses=cast(Any, settings.synapses) if settings.rule == "dpap" else None,
             start=settings.start,
             stop=settings.stop,
             memory=settings.memory,

@@ -1,0 +1,156 @@
+"""Connections of convolutions: the kernel between an input and an output channel is one synapse."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dpap import DPAP, DPAPError
+from dpap.method.scores import SCORES
+from dpap.metrics import connectivity, count_synapses, count_synops, stored_synapses
+from dpap.models import ConvNet
+
+
+def network(kind: str) -> nn.Module:
+    """Small networks in which convolutions of all kinds read convolutions."""
+    if kind == "spiking":
+        model: nn.Module = ConvNet(shape=(2, 8, 8), classes=4, blocks=((6, 8),), hidden=(12,), num_steps=3)
+    else:
+        model = nn.Sequential(
+            *(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+            *(nn.Conv2d(8, 10, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU()),
+            *(nn.Conv2d(10, 8, 3, dilation=2, padding=2), nn.ReLU()),
+            *(nn.ConvTranspose2d(8, 6, 2, stride=2), nn.ReLU()),
+            *(nn.Conv2d(6, 8, 3, groups=2, padding=1), nn.ReLU()),
+            *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)),
+        )
+    return model.double()
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    x = torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+    return x, x.flatten(1)[:, :4].argmax(1)
+
+
+def developer(kind: str, **options: Any) -> DPAP:
+    torch.manual_seed(0)
+    model = network(kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    settings: dict[str, Any] = {"total_steps": 60, "target": {"connectivity": 0.3}, "synapses": "all", "memory": 0.05}
+    return DPAP(model, batch(0)[0][:2], optimizer=optimizer, **(settings | options))
+
+
+def train(dev: DPAP, steps: int = 60, first: int = 0) -> list[Any]:
+    reports = []
+    for step in range(first, first + steps):
+        x, y = batch(step)
+        with dev.observing():
+            loss = F.cross_entropy(dev.model(x), y)
+        dev.optimizers[0].zero_grad()
+        loss.backward()
+        dev.optimizers[0].step()
+        reports.append(dev.step())
+    return [report for report in reports if report is not None]
+
+
+KINDS = ("spiking", "ordinary")
+
+
+def kernels(dev: DPAP, model: nn.Module, weight: str) -> Tensor:
+    """(O, I): whether any entry of a kernel is not zero."""
+    layer = next(layer for layer in dev.graph.layers if layer.weight == weight)
+    w = dict(model.named_parameters())[weight].detach()
+    w = w.transpose(0, 1) if layer.transposed else w
+    return (w.flatten(2) != 0).any(2) if w.dim() > 2 else w != 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernels_are_zero_and_counted_and_the_target_is_met(kind: str) -> None:
+    dev = developer(kind)
+    chosen = set(dev.synapse_masks)
+    convolutions = {layer.weight for layer in dev.graph.layers if layer.kind == "conv" and layer.groups == 1}
+    first = dev.graph.layers[0].weight
+    assert chosen & convolutions == convolutions - {first}, "the layer that reads the input keeps its kernels"
+    train(dev)
+    masked = dev.masked()
+    assert dev.connectivity() == pytest.approx(0.3, abs=0.02)
+    assert connectivity(dev.graph, dev.alive, dev.synapse_masks) == dev.connectivity()
+    assert any(not bool(dev.synapse_masks[name].all()) for name in convolutions & chosen)
+    total = 0
+    for layer in dev.graph.layers:
+        there = kernels(dev, masked, layer.weight)
+        mask = dev.synapse_masks.get(layer.weight)
+        assert mask is None or not bool((there & ~mask).any()), f"a dead kernel of {layer.weight} is not zero"
+        total += int(there.sum()) * layer.kernel
+    assert total == count_synapses(dev.graph, dev.alive, dev.synapse_masks)
+    assert stored_synapses(masked, dev.graph).keys() >= {n for n, m in dev.synapse_masks.items() if not bool(m.all())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_equals_compacted_and_shrunk(kind: str) -> None:
+    never, always = developer(kind, shrink="never"), developer(kind, shrink="always")
+    for one, other in zip(train(never), train(always), strict=True):
+        assert one.died_units == other.died_units and one.died_synapses == other.died_synapses
+    for name, mask in never.synapse_masks.items():
+        assert torch.equal(mask, always.synapse_masks[name])
+    x = batch(99)[0]
+    answers = [m.eval()(x) for m in (never.model, never.compact(), always.model, always.compact(), always.masked())]
+    for answer in answers[1:]:
+        assert (answer - answers[0]).abs().max() < 1e-9
+
+
+def test_a_resumed_run_ends_the_same() -> None:
+    whole = developer("spiking")
+    train(whole)
+    dev = developer("spiking")
+    train(dev, 25)
+    state, weights = copy.deepcopy(dev.state_dict()), copy.deepcopy(dev.model.state_dict())
+    moments = copy.deepcopy(dev.optimizers[0].state_dict())
+    later = developer("spiking")
+    later.load_state_dict(state)
+    later.model.load_state_dict(weights)
+    later.optimizers[0].load_state_dict(moments)
+    train(later, 35, first=25)
+    assert all(torch.equal(later.synapse_masks[n], m) for n, m in whole.synapse_masks.items())
+    assert all(torch.equal(a, b) for a, b in zip(later.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_synaptic_operations_by_brute_force() -> None:
+    """A kernel that is dead carries no spike: counts with the mask are those of a network whose kernel is zero."""
+    dev = developer("spiking", shrink="never")
+    train(dev)
+    masked, x = dev.masked(), batch(5)[0]
+    with_masks = count_synops(masked, dev.graph, [x], dev.alive, dev.synapse_masks)
+    layer = next(layer for layer in dev.graph.layers if layer.name == "conv2")
+    seen: list[Tensor] = []
+    handle = masked.get_submodule("conv2").register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        masked.eval()(x)
+    handle.remove()
+    spikes = seen[0]
+    living = dev.synapse_masks[layer.weight] & kernels(dev, masked, layer.weight)
+    ones = living[:, :, None, None].double().expand(*living.shape, 3, 3)
+    arrived = F.conv2d(spikes.flatten(0, -4) if spikes.dim() > 4 else spikes, ones, padding=1)
+    assert with_masks.sops_per_layer["conv2"] == pytest.approx(float(arrived.sum()) / len(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("score", sorted(SCORES.keys() - {"stdp"}))
+def test_every_score_prunes_kernels(score: str) -> None:
+    dev = developer("spiking", score=score, target={"connectivity": 0.4})
+    train(dev)
+    assert dev.connectivity() == pytest.approx(0.4, abs=0.03)
+
+
+def test_what_is_not_possible_is_refused() -> None:
+    with pytest.raises(DPAPError, match="synapses='some'"):
+        developer("ordinary", synapses="some")
+    for rule in ("paper", "released"):
+        with pytest.raises(DPAPError, match="takes no synapses="):
+            developer("spiking", rule=rule, target=None)
+    assert set(developer("ordinary", synapses=None).synapse_masks) == {"14.weight"}, "by default linear layers alone"
