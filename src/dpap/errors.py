@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 
+MANY = 30
+"""Longer lists of known names are not shown beside the nearest ones."""
+
 
 class DPAPError(Exception):
     """Something a user can put right.
@@ -59,4 +62,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> DPAPError:
     known = sorted(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     hint = "did you mean " + " or ".join(repr(n) for n in near) + "? " if near else ""
-    return DPAPError(f"There is no {kind} named {name!r}.", fix=f"{hint}Known: {', '.join(known)}.")
+    listed = "" if near and len(known) > MANY else f"Known: {', '.join(known)}."
+    return DPAPError(f"There is no {kind} named {name!r}.", fix=(hint + listed).strip())

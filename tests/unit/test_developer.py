@@ -83,6 +83,12 @@ class TestClock:
 
 
 class TestArguments:
+    def test_it_says_what_it_holds(self) -> None:
+        dev = make(ignore=["0"])
+        assert dev.shrink == "auto"
+        assert "ignored: 0.weight" in repr(dev)
+        assert f"step 0 of {dev.total_steps}" in repr(dev)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
