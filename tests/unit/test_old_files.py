@@ -20,7 +20,9 @@ OLD = Path(__file__).parents[1] / "old" / "run"
 
 def test_its_config_is_read_and_written_the_same() -> None:
     written = (OLD / "config.toml").read_text()
-    assert tomllib.loads(to_toml(read_config(OLD / "config.toml"))) == tomllib.loads(written)
+    now = tomllib.loads(to_toml(read_config(OLD / "config.toml")))
+    assert now["development"].pop("synapses") == "linear"  # newer than the file: it takes its default
+    assert now == tomllib.loads(written)
 
 
 def test_its_report_is_made_again() -> None:
