@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ def named_target(target: Any) -> dict[str, Any]:
     return dict(target)
 
 
-def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: Synapses | None) -> Rule:
+def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: str | None) -> Rule:
     """The rule with what may be pruned.
 
     Args:
@@ -133,7 +133,7 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: S
             )
         if not rule.windowed:
             raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no synapses=.", fix='use rule="dpap".')
-        rule = dataclasses.replace(rule, synapses=synapses)
+        rule = dataclasses.replace(rule, synapses=cast(Synapses, synapses))
     metrics = set(target)
     if prune is None:
         units_alone = bool(metrics & BY_UNITS) and not metrics & {"connectivity", "sops"}
