@@ -22,6 +22,7 @@ from dpap.graph.adapters import enlist
 from dpap.graph.export import Forward
 from dpap.graph.selection import Pattern
 from dpap.graph.walk import Unknown
+from dpap.method.regrowth import Regrow
 from dpap.method.rules import Prune, Rule, Synapses
 from dpap.method.scores import Score
 from dpap.pruning.compact import compacted, restored
@@ -62,6 +63,9 @@ class DPAP:
         synapses: Which layers lose single connections: "linear" ones (the default) or "all", convolutions too: there
             the kernel between an input and an output channel is one connection. Grouped convolutions and the layer
             that reads the network's input keep theirs.
+        regrow: Let pruned connections grow again while pruning goes on, in exchange for the weakest of their layer:
+            "hebb" (those whose two ends are active together), "gradient" (those whose weight the loss would move most)
+            or "random"; None (the default): what is pruned stays so. Units never come back.
         score: How important a unit or synapse is among its siblings: a name of `dpap.method.scores.SCORES`, or a
             function of `dpap.method.plasticity.Stats` that answers (O,) for units and (O, I) for synapses, >= 0.
         start: Share of the run after which pruning begins.
@@ -110,6 +114,7 @@ class DPAP:
         target: Mapping[str, float] | None = None,
         prune: Prune | None = None,
         synapses: Synapses | None = None,
+        regrow: Regrow | None = None,
         score: Score | str | None = None,
         start: float = 0.10,
         stop: float = 0.50,
@@ -136,6 +141,7 @@ class DPAP:
             target=target,
             prune=prune,
             synapses=synapses,
+            regrow=regrow,
             score=score,
             start=start,
             stop=stop,

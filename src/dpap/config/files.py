@@ -99,7 +99,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-LATER = ("recipe", "development.prune", "development.synapses")
+LATER = ("recipe", "development.prune", "development.synapses", "development.regrow")
 """Settings that a complete file may leave out: files of earlier versions are complete without them."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -27,6 +27,7 @@ from dpap.config.fields import (
 from dpap.data import DATASETS, EVENTS, NEED_PATH, EventSettings
 from dpap.data.encoding import ENCODINGS
 from dpap.errors import DPAPError
+from dpap.method.regrowth import Regrow
 from dpap.method.rules import KINDS, RULES
 from dpap.method.scores import SCORES, TIME_SCORES
 from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, settings_of
@@ -312,6 +313,8 @@ class DevelopmentConfig(Section):
     or latency without connectivity."""
     synapses: Annotated[str, OneOf("choice", ("linear", "all"))] = "linear"
     """Which layers lose single connections: linear ones, or all, where the kernel between two channels is one."""
+    regrow: OrNone[Annotated[str, OneOf("choice", get_args(Regrow))]] = None
+    """Which pruned connections grow again while pruning goes on, in exchange for the weakest; none: none."""
     target: Annotated[TargetConfig, from_table(TargetConfig)] = TargetConfig()
 
     def __post_init__(self) -> None:
@@ -319,7 +322,7 @@ class DevelopmentConfig(Section):
             object.__setattr__(self, "target", TargetConfig())
         if self.start >= self.stop:
             raise bad_value(self.key("start"), self.start, f"below {self.key('stop')} = {self.stop}")
-        for name in (*OF_THE_DEFAULT, "replay", "prune"):
+        for name in (*OF_THE_DEFAULT, "replay", "prune", "regrow"):
             if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
         if self.synapses == "all" and self.rule not in ("dpap", "none"):

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from dpap.errors import DPAPError
 from dpap.hooks import OwnHook
+from dpap.method.regrowth import Regrow
 from dpap.method.rules import KINDS, Rule, Synapses
 
 BY_UNITS = frozenset({"macs", "parameters", "latency"})
@@ -114,7 +115,7 @@ def named_target(target: Any) -> dict[str, Any]:
     return dict(target)
 
 
-def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: str | None) -> Rule:
+def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: str | None, regrow: str | None) -> Rule:
     """The rule with what may be pruned.
 
     Args:
@@ -122,6 +123,7 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
         prune: "units", "synapses" or "both"; None: as the target asks, connections where it counts them.
         target: Its metrics.
         synapses: Of which layers: "linear" or "all"; None: as the rule says.
+        regrow: Which pruned synapses grow again: "hebb", "gradient" or "random"; None: as the rule says.
 
     Raises:
         DPAPError: No such choice, or one that the rule or the target rules out.
@@ -134,6 +136,12 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
         if not rule.windowed:
             raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no synapses=.", fix='use rule="dpap".')
         rule = dataclasses.replace(rule, synapses=cast(Synapses, synapses))
+    if regrow is not None:
+        if regrow not in get_args(Regrow):
+            raise DPAPError(f"regrow={regrow!r}.", fix='choose "hebb", "gradient" or "random", or leave it out.')
+        if not rule.windowed:
+            raise DPAPError(f"Rule {rule.name!r} has no window in which synapses grow again.", fix='use rule="dpap".')
+        rule = dataclasses.replace(rule, regrow=cast(Regrow, regrow))
     metrics = set(target)
     if prune is None:
         units_alone = bool(metrics & BY_UNITS) and not metrics & {"connectivity", "sops"}

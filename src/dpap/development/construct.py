@@ -49,6 +49,8 @@ def checked_replay(
     plan = survivors.plan
     if not plan.rule.windowed:
         raise DPAPError(f"Rule {plan.rule.name!r} knows no replay.", fix='use rule="dpap".')
+    if plan.rule.regrow is not None:
+        raise DPAPError("A replay holds what was pruned, not what grew again.", fix="leave regrow= out.")
     if target:
         raise DPAPError("A replay and a target both say how much is pruned.", fix="leave target= out.")
     if timed:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpap.development.plan import Plan
+from dpap.development.regrow import Regrowth
 from dpap.development.replay import Deaths
 from dpap.development.report import DevelopmentReport, Notes, reported
 from dpap.development.scoring import Scoring
@@ -33,6 +34,8 @@ class Decision:
     synapse_survival: dict[str, Tensor]
     alive: dict[str, Tensor]
     synapses: dict[str, Tensor]
+    born: dict[str, Tensor]
+    """Weight -> bool (O, I), the synapses that grew again."""
     exchange: float
     time: TimeDecision | None
     report: DevelopmentReport
@@ -49,6 +52,7 @@ class Decider:
     shrinker: Shrinker
     pace: Pace | None
     temporal: Temporal | None
+    regrowth: Regrowth | None
     dense: dict[str, float]
     """Metric -> count of the dense network."""
     exchange: float = 1.0
@@ -106,7 +110,7 @@ class Decider:
                 self.plan.rule.tolerance,
             )
             synapses = Candidates.of(
-                [(edges[w], synapse_ranked[w], synapse_use[w], survivors.synapse_masks[w]) for w in synapse_use],
+                [(edges[w], synapse_ranked[w], synapse_use[w], self._mature(w, step)) for w in synapse_use],
                 self.plan.rule.level("synapse", clock),
                 self.plan.rule.tolerance,
                 fallen_only=not (self.replay or self.target.keys() & {"connectivity", "sops"}),
@@ -118,6 +122,15 @@ class Decider:
             else:
                 exchange = self._choose(taker, units, synapses, clock, window)
         alive, masks = self._outcome(taker)
+        born: dict[str, Tensor] = {}
+        wasted: dict[str, int] = {}
+        if self.regrowth is not None:
+            if 0 < clock.q < 1:
+                exchanged = self.regrowth.exchanged(masks, alive, synapse_survival, window, clock, step)
+                masks, born = exchanged.masks, exchanged.born
+            wasted = self.regrowth.wasted(survivors.synapse_masks, masks)
+            for name, new in born.items():
+                synapse_survival[name] = synapse_survival[name].masked_fill(new, self.plan.rule.initial)
         timed = None
         if self.temporal is not None:
             timed = self.temporal.decide(alive, window.of, clock, warn=notes.warnings.append)
@@ -131,8 +144,15 @@ class Decider:
             use=use,
             survival=survival,
             alive=alive,
+            born={name: int(new.sum()) for name, new in born.items() if new.any()},
+            wasted=wasted,
         )
-        return Decision(survival, synapse_survival, alive, masks, exchange, timed, report)
+        return Decision(survival, synapse_survival, alive, masks, born, exchange, timed, report)
+
+    def _mature(self, weight: str, step: int) -> Tensor:
+        """(O, I): living synapses that are old enough to be pruned."""
+        living = self.survivors.synapse_masks[weight]
+        return living if self.regrowth is None else living & self.regrowth.mature(weight, step)
 
     def _survived(self, survival: Tensor, growth: Tensor, alive: Tensor, clock: Clock) -> Tensor:
         """Survival after this step; pruned units of a permanent rule keep their last value."""

@@ -30,6 +30,7 @@ from dpap.development.decide import Decider, Decision
 from dpap.development.guard import Guard, agree_on
 from dpap.development.observe import Observer, Seen
 from dpap.development.plan import Plan, check_optimized
+from dpap.development.regrow import GradientWatch, Regrowth
 from dpap.development.replay import Deaths
 from dpap.development.report import DevelopmentReport
 from dpap.development.saved import check_state, settings_of
@@ -42,6 +43,7 @@ from dpap.graph.find import find_groups
 from dpap.graph.selection import Pattern
 from dpap.graph.walk import Unknown
 from dpap.hooks import OwnHook
+from dpap.method.regrowth import Regrow
 from dpap.method.rules import Prune, Rule, Synapses, resolve
 from dpap.method.schedule import RateWatch, Schedule
 from dpap.method.scores import Score
@@ -71,6 +73,7 @@ class Engine:
         target: Mapping[str, float] | None = None,
         prune: Prune | None = None,
         synapses: Synapses | None = None,
+        regrow: Regrow | None = None,
         score: Score | str | None = None,
         start: float = 0.10,
         stop: float = 0.50,
@@ -94,7 +97,7 @@ class Engine:
         claim(model)
         check_example(example_input)
         target = named_target(target)
-        self.rule = restricted(resolve(rule, score=score), prune, target, synapses)
+        self.rule = restricted(resolve(rule, score=score), prune, target, synapses, regrow)
         check_mode(time, self.rule)
         if timing_of(model) is not None:
             raise DPAPError(
@@ -161,6 +164,9 @@ class Engine:
         )
 
         # Hooks from here on: whatever is refused was refused above, or takes them off again.
+        self.gradients = GradientWatch(
+            plan, lambda: self.shrinker.present, lambda *seen: self.window.add_gradient(*seen)
+        )
         self.masks = MaskKeeper(model, self.optimizers, copies, owner=self)
         try:
             self.temporal = temporal_of(plan, time, time_target, copies, example, forward, skip=self.shrink != "never")
@@ -168,6 +174,7 @@ class Engine:
             self.masks.close()
             raise
         self.guard = Guard(self.masks)
+        self.regrowth = Regrowth.first(plan, self.synapse_masks)
         self.decider = Decider(
             plan=plan,
             survivors=self.survivors,
@@ -176,6 +183,7 @@ class Engine:
             shrinker=self.shrinker,
             pace=self.pace,
             temporal=self.temporal,
+            regrowth=self.regrowth,
             dense=dense,
         )
         self.load_guard = model.register_load_state_dict_pre_hook(  # type: ignore[no-untyped-call]
@@ -219,16 +227,8 @@ class Engine:
         return self.survivors.alive
 
     @property
-    def survival(self) -> dict[str, Tensor]:
-        return self.survivors.survival
-
-    @property
     def synapse_masks(self) -> dict[str, Tensor]:
         return self.survivors.synapse_masks
-
-    @property
-    def synapse_survival(self) -> dict[str, Tensor]:
-        return self.survivors.synapse_survival
 
     @property
     def pairs(self) -> dict[str, Tensor]:
@@ -244,6 +244,7 @@ class Engine:
         wanted = self.watching and self.schedule.observes(self.blocks)
         self.blocks += 1
         self.passes += 1
+        self.gradients.on = wanted
         if wanted:
             self.observer.start()
         complete = False
@@ -314,6 +315,8 @@ class Engine:
         lives.alive, lives.synapse_masks = decision.alive, decision.synapses
         self.decider.exchange = decision.exchange
         report = decision.report
+        if self.regrowth is not None:
+            self.regrowth.commit(decision.synapses, decision.born, self.steps_taken)
         if self.temporal is not None and decision.time is not None:
             self.temporal.commit(decision.time)
             self.keep_silent(self.temporal)
@@ -391,10 +394,8 @@ class Engine:
             "previous_rate": self.rate.previous,
             "dense": dict(self.decider.dense),
             "exchange": self.decider.exchange,
-            "alive": dict(self.alive),
-            "survival": dict(self.survival),
-            "synapse_masks": dict(self.synapse_masks),
-            "synapse_survival": dict(self.synapse_survival),
+            **self.survivors.state_dict(),
+            "birthdays": {} if self.regrowth is None else dict(self.regrowth.birthdays),
             "time": None if self.temporal is None else self.temporal.state_dict(),
             **self.window.state_dict(),
         }
@@ -418,11 +419,7 @@ class Engine:
 
     def _load(self, state: Mapping[str, Any]) -> None:
         window = self.window.loaded(state)
-        own = ("alive", "survival", "synapse_masks", "synapse_survival")
-        tensors = {
-            name: {k: state[name][k].clone().to(v.device, v.dtype) for k, v in getattr(self, name).items()}
-            for name in own
-        }
+        lives = self.survivors.loaded(state)
         self.steps_taken, self.last = int(state["steps_taken"]), int(state["last"])
         self.developments, self.blocks = int(state["developments"]), int(state["blocks"])
         self.passes, self.watching = int(state["passes"]), bool(state["watching"])
@@ -431,8 +428,9 @@ class Engine:
         self.decider.exchange = float(state["exchange"])
         self.guard.note(strangers=False)
         self.window = window
-        for name, found in tensors.items():
-            setattr(self.survivors, name, found)
+        self.survivors.take(lives)
+        if self.regrowth is not None:
+            self.regrowth.birthdays = {k: v.clone() for k, v in state["birthdays"].items()}
         if self.rule.permanent:
             self.update_masks()
         if self.temporal is not None:
@@ -443,6 +441,7 @@ class Engine:
     def close(self) -> None:
         """Remove every hook."""
         self.observer.close()
+        self.gradients.close()
         self.load_guard.remove()
         self.masks.close()
         if self.temporal is not None:

@@ -37,6 +37,10 @@ class DevelopmentReport:
     """Weight -> single synapses that fell below the level."""
     living_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> synapses left, of the weights that lose them one by one; those of dead units are gone too."""
+    born_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> synapses that grew again in this step, where regrowth is asked for; as many more were pruned."""
+    wasted_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> synapses that had grown again in this run and were pruned in this step."""
     died_steps: dict[str, list[int]] = field(default_factory=dict)
     """Neuron -> time steps at which its whole layer was pruned in this step."""
     died_pairs: dict[str, int] = field(default_factory=dict)
@@ -63,9 +67,9 @@ class DevelopmentReport:
 
     @property
     def deaths(self) -> int:
-        """Units and synapses that were pruned, isolated ones included."""
+        """Units and synapses that were pruned, isolated and exchanged ones included."""
         units = sum(len(u) for d in (self.died_units, self.isolated_units) for u in d.values())
-        return units + sum(self.died_synapses.values())
+        return units + sum(self.died_synapses.values()) + sum(self.born_synapses.values())
 
 
 def reported(
@@ -79,6 +83,8 @@ def reported(
     use: Mapping[str, Tensor],
     survival: Mapping[str, Tensor],
     alive: Mapping[str, Tensor],
+    born: Mapping[str, int],
+    wasted: Mapping[str, int],
 ) -> DevelopmentReport:
     """The report of a development step whose victims are taken; `dense`: synapses of the dense network."""
     account = taker.account
@@ -101,6 +107,8 @@ def reported(
         isolated_units=isolated,
         died_synapses=synapses,
         living_synapses={e.weight: int(e.row.sum()) for e in account.edges if e.weight in account.prunable},
+        born_synapses=dict(born),
+        wasted_synapses=dict(wasted),
         died_steps={} if time is None else time.died_steps,
         died_pairs={} if time is None else time.died_pairs,
         living_pairs=1.0 if time is None else time.living_pairs,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpap.development.checks import settings_differ
-from dpap.development.survivors import Survivors
+from dpap.development.survivors import STATE, Survivors
 from dpap.development.temporal import Temporal
 from dpap.errors import DPAPError
 from dpap.method.rules import Rule
@@ -29,6 +29,7 @@ def settings_of(rule: Rule, schedule: Schedule, seed: int, target: Mapping[str, 
         "seed": seed,
         "prune": " and ".join(sorted(rule.kinds)),
         "synapses": rule.synapses,
+        "regrow": rule.regrow,
         "score": getattr(rule.score, "__qualname__", type(rule.score).__name__),
         "levels": ", ".join(f"{kind} {rule.level(kind, end):g}" for kind in sorted(rule.kinds)),
         "target": ", ".join(f"{metric} {share:g}" for metric, share in sorted(target.items())) or "none",
@@ -69,7 +70,7 @@ def check_state(
             f"{here[0]} of {here[1]}.",
             fix="save and load the state of each process apart, or save right after a development step.",
         )
-    for key in ("alive", "survival", "synapse_masks", "synapse_survival"):
+    for key in STATE:
         own = {k: tuple(v.shape) for k, v in getattr(survivors, key).items()}
         saved = {k: tuple(v.shape) for k, v in state[key].items()}
         if own != saved:

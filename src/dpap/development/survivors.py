@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch import Tensor
 from dpap.development.plan import Plan
 from dpap.graph.group import Layer
 from dpap.pruning.account import Account
+
+STATE = ("alive", "survival", "synapse_masks", "synapse_survival")
 
 
 @dataclass(slots=True)
@@ -39,6 +43,22 @@ class Survivors:
             synapse_masks={n: torch.ones(s, dtype=torch.bool, device=devices[n]) for n, s in shapes.items()},
             synapse_survival={n: torch.full(s, initial, dtype=dtype, device=devices[n]) for n, s in shapes.items()},
         )
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What `loaded` takes."""
+        return {name: dict(getattr(self, name)) for name in STATE}
+
+    def loaded(self, state: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+        """The same of a saved state, copied to where they lie here; for `take`."""
+        return {
+            name: {k: state[name][k].clone().to(v.device, v.dtype) for k, v in getattr(self, name).items()}
+            for name in STATE
+        }
+
+    def take(self, lives: Mapping[str, dict[str, Tensor]]) -> None:
+        """Go on from there."""
+        for name, found in lives.items():
+            setattr(self, name, found)
 
     def living_synapses(self, layer: Layer) -> Tensor:
         """(O, I): what enters the statistics; a permanent rule's masks leave out what dead units make or read."""

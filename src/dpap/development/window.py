@@ -60,6 +60,8 @@ class Window:
     sums: dict[tuple[str, int], Sums] = field(default_factory=dict)
     arrivals: dict[str, Tensor] = field(default_factory=dict)
     """Weight -> (I,): spikes x positions that read them."""
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    """Weight -> (O, I): sum of |dL/dw| over the backward passes, where regrowth asks for it."""
     passes: int = 0
     """Counted passes."""
     skipped: Counter[str] = field(default_factory=Counter)
@@ -75,7 +77,7 @@ class Window:
         sums = self._opened(layer, post.dtype, post.device)
         weights = self.rule.trace_weights(self.num_steps)
         first = self.rule.input_weights(self.num_steps) if not layer.in_group else weights
-        living = self._living_inputs(layer, alive).to(post.device)
+        living = self.living_inputs(layer, alive).to(post.device)
         if self.rule.permanent:  # what dead units emit counts nowhere, whether they are still in the tensors or not
             pre = pre.to(post) * living
             post = post * alive[layer.out_group][torch.from_numpy(layer.out_units)].to(post)
@@ -84,6 +86,10 @@ class Window:
         if arrivals is not None:
             total = self.arrivals.setdefault(layer.weight, torch.zeros_like(arrivals))
             total += arrivals
+
+    def add_gradient(self, weight: str, size: Tensor) -> None:
+        """Account for one backward pass."""
+        self.gradients[weight] = self.gradients[weight] + size if weight in self.gradients else size
 
     def skip(self, reason: str) -> None:
         """Note a pass that does not count."""
@@ -107,7 +113,7 @@ class Window:
             )
         return self.sums[key]
 
-    def _living_inputs(self, layer: Layer, alive: Mapping[str, Tensor]) -> Tensor:
+    def living_inputs(self, layer: Layer, alive: Mapping[str, Tensor]) -> Tensor:
         """(I,): whether the unit behind each input entry is alive; what is no unit counts as alive."""
         living = torch.ones(len(layer.in_unit), dtype=torch.bool)
         if self.rule.permanent:
@@ -134,7 +140,7 @@ class Window:
             for layer in self.layers
             if layer.weight in self.arriving
         }
-        tensors += list(arrivals.values())
+        tensors += [*arrivals.values(), *self.gradients.values()]
         counted, *found = summed(tensors)
         passes, *rest = (int(n) for n in counted.tolist())
         parts = iter(found)
@@ -146,6 +152,7 @@ class Window:
             self,
             sums=sums,
             arrivals={weight: next(parts) for weight in arrivals},
+            gradients={weight: next(parts) for weight in self.gradients},
             passes=passes,
             skipped=Counter(dict(zip(SKIPPED, rest, strict=False))),
         )
@@ -197,6 +204,7 @@ class Window:
         for sums in self.sums.values():
             sums.close()
         self.arrivals.clear()
+        self.gradients.clear()
         self.passes = 0
         self.skipped.clear()
 
@@ -204,6 +212,7 @@ class Window:
         return {
             "counts": {"passes": self.passes, **self.skipped},
             "arrivals": {k: v.clone() for k, v in self.arrivals.items()},
+            "gradients": {k: v.clone() for k, v in self.gradients.items()},
             "sums": {f"{weight}@{call}": sums.state_dict() for (weight, call), sums in self.sums.items()},
         }
 
@@ -214,6 +223,7 @@ class Window:
             self,
             sums={},
             arrivals={k: v.clone() for k, v in state["arrivals"].items()},
+            gradients={k: v.clone() for k, v in state.get("gradients", {}).items()},
             passes=int(counts.pop("passes", 0)),
             skipped=Counter({reason: int(count) for reason, count in counts.items()}),
         )

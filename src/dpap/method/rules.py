@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dpap.errors import DPAPError, unknown_name
 from dpap.method.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_weights, mean_trace_weights
+from dpap.method.regrowth import Regrow
 from dpap.method.scores import TIME_SCORES, Score, TimeScore, get_score, importance, needs, spine
 from dpap.method.survival import (
     Clock,
@@ -86,6 +87,8 @@ class Rule:
     synapses: Synapses = "linear"
     """Whose synapses are pruned one by one: those of linear layers, or of convolutions too, where the kernel between an
     input and an output channel is one synapse."""
+    regrow: Regrow | None = None
+    """Which pruned synapses are born again, in exchange for the weakest; None: none."""
     needs_neurons: bool = False
     time_kinds: frozenset[Kind] = frozenset()
     """What is pruned of time steps: pairs of a unit and a step, steps of a layer."""
@@ -273,5 +276,5 @@ def resolve(rule: str | Rule, *, score: Score | str | None) -> Rule:
 
 
 def costly_sums(rule: Rule) -> frozenset[str]:
-    """What the rule's score reads beyond the cheap sums; see `dpap.method.scores.needs`."""
-    return needs(rule.score)
+    """What the rule reads beyond the cheap sums; see `dpap.method.scores.needs`."""
+    return needs(rule.score) | (frozenset({"pairs"}) if rule.regrow == "hebb" else frozenset())

@@ -195,10 +195,10 @@ def random(stats: Stats) -> Tensor:
     """Drawn once per run, the same at every development step (redrawn, it would average out and nothing would be
     pruned)."""
     shape = stats.weight.shape[:1] if stats.kind == "unit" else stats.weight.shape[:2]
-    return _drawn(tuple(shape), stats.seed, stats.layer, stats.kind).to(stats.y)
+    return drawn(tuple(shape), stats.seed, stats.layer, stats.kind).to(stats.y)
 
 
-def _drawn(shape: tuple[int, ...], *key: object) -> Tensor:
+def drawn(shape: tuple[int, ...], *key: object) -> Tensor:
     """Uniform from 0 to 1, always the same for the same key."""
     digest = blake2b(" ".join(map(str, key)).encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
@@ -217,8 +217,8 @@ def importance(found: Tensor, seed: int, neuron: str) -> Tensor:
 def random_time(found: Tensor, seed: int, neuron: str) -> Tensor:
     """Drawn once per run, for each step of the layer and each unit at it: the control of Eq. (8)."""
     units, num_steps = found.shape
-    drawn = _drawn((num_steps,), seed, neuron, "step") * _drawn((units, num_steps), seed, neuron, "pair")
-    return drawn.to(found)
+    values = drawn((num_steps,), seed, neuron, "step") * drawn((units, num_steps), seed, neuron, "pair")
+    return values.to(found)
 
 
 TIME_SCORES: dict[str, TimeScore] = {"importance": importance, "random": random_time}

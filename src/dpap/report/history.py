@@ -83,6 +83,10 @@ class DevelopmentLine:
     """Weight -> how many."""
     living_synapses: dict[str, int] = field(default_factory=dict)
     """Weight -> how many are left, of the weights that lose them one by one; empty in older runs."""
+    born_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> synapses that grew again, as many as were pruned for them; where regrowth is asked for."""
+    wasted_synapses: dict[str, int] = field(default_factory=dict)
+    """Weight -> synapses that had grown again in this run and were pruned in this step."""
     died_pairs: dict[str, int] = field(default_factory=dict)
     """Neuron -> single pairs of a unit and a time step. This and what follows: where time steps are pruned."""
     died_steps: dict[str, list[int]] = field(default_factory=dict)
@@ -292,9 +296,9 @@ def _line(raw: str, where: str) -> Line:
     return cls(**values)
 
 
-LATER = frozenset({"data", "credit", "living_synapses", "steps", "anytime"}) | frozenset(
-    {"died_pairs", "died_steps", "living_pairs", "living_steps", "dead_pairs"}
-)
+LATER = frozenset(
+    {"data", "credit", "living_synapses", "born_synapses", "wasted_synapses", "steps", "anytime"}
+) | frozenset({"died_pairs", "died_steps", "living_pairs", "living_steps", "dead_pairs"})
 """Fields that older runs do not have; they are left at their default."""
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import numpy as np
@@ -37,6 +38,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 Record = dict[str, npt.NDArray[Any]]
+REPORTED = {f.name for f in fields(DevelopmentLine)} & {f.name for f in fields(DevelopmentReport)} - {"step"}
+"""What a line of the history takes over from the report of a development step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +141,7 @@ class Run:
             target=settings.target.named(),
             prune=cast(Any, settings.prune),
             synapses=cast(Any, settings.synapses) if settings.rule == "dpap" else None,
+            regrow=cast(Any, settings.regrow),
             start=settings.start,
             stop=settings.stop,
             memory=settings.memory,
@@ -216,19 +220,7 @@ class Run:
             DevelopmentLine(
                 epoch=epoch + 1,
                 step=epoch * self.batch_count + batch + 1,
-                progress=report.progress,
-                connectivity=report.connectivity,
-                died_units=dict(report.died_units),
-                isolated_units=dict(report.isolated_units),
-                died_synapses=dict(report.died_synapses),
-                living_synapses=dict(report.living_synapses),
-                died_pairs=dict(report.died_pairs),
-                died_steps=dict(report.died_steps),
-                living_pairs=report.living_pairs,
-                living_steps=report.living_steps,
-                capped=list(report.capped),
-                skipped=list(report.skipped),
-                warnings=list(report.warnings),
+                **{name: copy(getattr(report, name)) for name in REPORTED},
             )
         ]
 

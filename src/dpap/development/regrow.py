@@ -1,0 +1,152 @@
+"""Synapses that grow again: which in a development step, when each did, and the gradients that are looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpap.development.plan import Plan
+from dpap.development.window import Window
+from dpap.errors import DPAPError
+from dpap.hooks import OwnHook
+from dpap.method.regrowth import exchange, exchange_share, promise
+from dpap.method.survival import ROUNDING, Clock
+from dpap.pruning.slice import Present
+
+UNBORN = -1
+"""In the place of a birthday: has lived from the start of the run, or is dead since."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What a development step exchanges."""
+
+    masks: dict[str, Tensor]
+    """Weight -> bool (O, I), alive afterwards."""
+    born: dict[str, Tensor]
+    """Weight -> bool (O, I)."""
+
+
+@dataclass(slots=True)
+class Regrowth:
+    """The births of a run."""
+
+    plan: Plan
+    birthdays: dict[str, Tensor]
+    """Weight -> (O, I): calls of `dev.step()` when the synapse was born, `UNBORN` where it was not."""
+
+    @classmethod
+    def first(cls, plan: Plan, masks: Mapping[str, Tensor]) -> Regrowth | None:
+        """Nobody was born yet; None where the rule lets nothing grow."""
+        if plan.rule.regrow is None:
+            return None
+        return cls(plan, {name: torch.full_like(mask, UNBORN, dtype=torch.int32) for name, mask in masks.items()})
+
+    def mature(self, weight: str, step: int) -> Tensor:
+        """(O, I): what may be pruned again: born a memory ago, or never."""
+        young = self.plan.schedule.memory * self.plan.schedule.total_steps
+        return (self.birthdays[weight] < 0) | (step - self.birthdays[weight] >= young - ROUNDING)
+
+    def exchanged(
+        self,
+        masks: Mapping[str, Tensor],
+        alive: Mapping[str, Tensor],
+        survival: Mapping[str, Tensor],
+        window: Window,
+        clock: Clock,
+        step: int,
+    ) -> Exchange:
+        """The masks after the exchange, layer by layer.
+
+        The share of `exchange_share` is that of one memory of the run, the age from which the newborn compete.
+
+        Args:
+            masks: Weight -> (O, I), as the schedule left them.
+            alive: Group -> (units,), likewise.
+            survival: Weight -> F.
+            window: What was observed.
+            clock: Where the run is.
+            step: Calls of `dev.step()` so far.
+
+        Raises:
+            DPAPError: The gradient is asked for and none was seen.
+        """
+        found = Exchange(dict(masks), {})
+        share = exchange_share(clock.q) * min(1.0, clock.elapsed / clock.memory)
+        kind = self.plan.rule.regrow
+        assert kind is not None
+        for layer in self.plan.synaptic:
+            name, mask = layer.weight, masks[layer.weight]
+            out = alive[layer.out_group][torch.from_numpy(layer.out_units)].to(mask.device)
+            ends = out[:, None] & window.living_inputs(layer, alive).to(mask.device)
+            if kind == "gradient" and name not in window.gradients:
+                raise DPAPError(
+                    'regrow="gradient" saw no backward pass since the last development step.',
+                    where=layer.name,
+                    fix="call dev.observing() around the forward pass and backward() before the next one, or choose "
+                    'regrow="hebb", which needs no gradient.',
+                )
+            promised = promise(
+                kind,
+                window.of(layer).sums.get("xy"),
+                window.gradients.get(name),
+                ends,
+                seed=self.plan.seed,
+                layer=layer.name,
+                step=step,
+            )
+            number = math.floor(share * int(mask.sum()) + ROUNDING)
+            died, born = exchange(mask, ends, ~self.mature(name, step), survival[name], promised, number)
+            found.masks[name], found.born[name] = (mask & ~died) | born, born
+        return found
+
+    def wasted(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, int]:
+        """Weight -> synapses that were born in the run and are pruned now."""
+        lost = {n: int((mask & ~after[n] & (self.birthdays[n] >= 0)).sum()) for n, mask in before.items()}
+        return {name: number for name, number in lost.items() if number}
+
+    def commit(self, masks: Mapping[str, Tensor], born: Mapping[str, Tensor], step: int) -> None:
+        """Write down who was born, and forget who died."""
+        for name, days in self.birthdays.items():
+            days.masked_fill_(~masks[name], UNBORN)
+            if name in born:
+                days.masked_fill_(born[name], step)
+
+
+class GradientWatch:
+    """Adds up |dL/dw| of the prunable weights, before it is masked, while it is switched on.
+
+    Args:
+        plan: Whose synapses; hooks are put on their weights until `close`.
+        present: What the tensors still hold of the dense network.
+        add: Called with the weight's name and (O, I), once per backward pass.
+    """
+
+    def __init__(self, plan: Plan, present: Callable[[], Present], add: Callable[[str, Tensor], None]) -> None:
+        self.on = False
+        self._present, self._add = present, add
+        self._transposed = {layer.weight for layer in plan.synaptic if layer.transposed}
+        self._handles: list[Any] = [
+            plan.parameters[layer.weight].register_post_accumulate_grad_hook(OwnHook(partial(self._seen, layer.weight)))  # type: ignore[no-untyped-call]
+            for layer in plan.synaptic
+            if plan.rule.regrow == "gradient"
+        ]
+
+    def _seen(self, name: str, parameter: Tensor) -> None:
+        if not self.on or parameter.grad is None:
+            return
+        size = self._present().dense(name, parameter.grad.detach().abs().nan_to_num(0, posinf=0))
+        size = size.transpose(0, 1) if name in self._transposed else size
+        self._add(name, size.flatten(2).sum(2) if size.dim() > 2 else size)
+
+    def close(self) -> None:
+        """Remove every hook."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()

@@ -1,0 +1,129 @@
+"""Synapses that grow again: exchanges by brute force, and what holds in whole runs."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from kernel_runs import batch, developer, train
+from torch import Tensor, nn
+
+from dpap import DPAP, DPAPError
+from dpap.method.regrowth import erk_density, exchange, exchange_share, hebbian
+
+WAYS = ("hebb", "gradient", "random")
+
+
+def by_hand(living: Tensor, ends: Tensor, safe: Tensor, survival: Tensor, promised: Tensor, number: int) -> Tensor:
+    """The mask after an exchange, one synapse at a time."""
+    outputs, inputs = living.shape
+    strongest = {max((j for j in range(inputs)), key=lambda j: (bool(living[i, j]), survival[i, j])) + i * inputs
+                 for i in range(outputs)}  # fmt: skip
+    strongest |= {max((i for i in range(outputs)), key=lambda i: (bool(living[i, j]), survival[i, j])) * inputs + j
+                  for j in range(inputs)}  # fmt: skip
+    places = [(i, j) for i in range(outputs) for j in range(inputs)]
+    weak = [p for p in places if living[p] and not safe[p] and p[0] * inputs + p[1] not in strongest]
+    dead = [p for p in places if ends[p] and not living[p]]
+    number = min(number, len(weak), len(dead))
+    after = living.clone()
+    for place in sorted(weak, key=lambda p: float(survival[p]))[:number]:
+        after[place] = False
+    for place in sorted(dead, key=lambda p: -float(promised[p]))[:number]:
+        after[place] = True
+    return after
+
+
+def test_an_exchange_equals_one_by_one() -> None:
+    for seed in range(50):
+        draw = torch.Generator().manual_seed(seed)
+        ends = torch.rand(5, 7, generator=draw) < 0.9
+        living = ends & (torch.rand(5, 7, generator=draw) < 0.6)
+        safe = torch.rand(5, 7, generator=draw) < 0.2
+        survival, promised = torch.rand(5, 7, generator=draw), torch.rand(5, 7, generator=draw)
+        died, born = exchange(living, ends, safe, survival, promised, seed % 9)
+        assert not (died & ~living).any() and not (born & (living | ~ends)).any()
+        assert torch.equal((living & ~died) | born, by_hand(living, ends, safe, survival, promised, seed % 9))
+
+
+def test_shares_and_promises() -> None:
+    assert [round(exchange_share(q), 4) for q in (0, 0.25, 0.5, 1)] == [0.3, 0.2561, 0.15, 0.0]
+    xy, ends = torch.tensor([[1.0, 3.0], [0.0, 8.0]]), torch.tensor([[True, True], [True, False]])
+    assert hebbian(xy, ends).tolist() == [[0.25, 0.75], [0.0, 0.0]]
+    density = erk_density({"a": (10, 10, 1), "b": (100, 50, 3), "c": (10, 100, 1)}, 0.04)
+    sizes = {"a": 100, "b": 45_000, "c": 1_000}
+    assert sum(density[n] * sizes[n] for n in sizes) == pytest.approx(0.04 * sum(sizes.values()))
+    assert density["a"] == 1.0 and density["c"] / density["b"] == pytest.approx((110 / 1000) / (156 / 45_000))
+    assert set(erk_density({"a": (2, 2, 1)}, 1.0).values()) == {1.0}
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def grown(request: pytest.FixtureRequest) -> tuple[str, DPAP, list[dict[str, Tensor]]]:
+    """A run, with the masks after each development step."""
+    dev = developer("spiking", regrow=request.param, stop=0.8)
+    masks = []
+    for step in range(60):
+        train(dev, 1, first=step)
+        masks.append({name: mask.clone() for name, mask in dev.synapse_masks.items()})
+    return request.param, dev, masks
+
+
+def test_what_grew_is_zero_at_birth_and_the_target_is_met(grown: tuple[str, DPAP, list[dict[str, Tensor]]]) -> None:
+    _, dev, masks = grown
+    revived = [name for one, other in pairwise(masks) for name in one if bool((other[name] & ~one[name]).any())]
+    assert revived, "nothing grew again"
+    assert all(torch.equal(masks[48][n], masks[-1][n]) for n in masks[-1]), "nothing grows after the window"
+    assert dev.connectivity() == pytest.approx(0.3, abs=0.02)
+    x = batch(99)[0]
+    assert (dev.compact().eval()(x) - dev.model.eval()(x)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_resumed_run_grows_the_same(way: str) -> None:
+    whole = developer("ordinary", regrow=way, shrink="always", stop=0.8)
+    before = train(whole)
+    assert sum(sum(report.born_synapses.values()) for report in before) > 0
+    assert sum(sum(report.wasted_synapses.values()) for report in before) > 0, "some newborn were pruned again"
+    dev = developer("ordinary", regrow=way, shrink="always", stop=0.8)
+    train(dev, 31)
+    state, weights = copy.deepcopy(dev.state_dict()), copy.deepcopy(dev.model.state_dict())
+    moments = copy.deepcopy(dev.optimizers[0].state_dict())
+    later = developer("ordinary", regrow=way, shrink="always", stop=0.8)
+    later.load_state_dict(state)
+    later.model.load_state_dict(weights)
+    later.optimizers[0].load_state_dict(moments)
+    train(later, 29, first=31)
+    assert all(torch.equal(later.synapse_masks[n], m) for n, m in whole.synapse_masks.items())
+    assert all(torch.equal(a, b) for a, b in zip(later.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_the_gradient_is_that_of_the_unmasked_weight() -> None:
+    """Sum over the kernel of |dL/dw|, dead kernels included, as autograd has it without DPAP."""
+    dev = developer("ordinary", regrow="gradient", shrink="never", observe_every=1, development_steps=20)
+    train(dev, 33)
+    plain = copy.deepcopy(dev.model)
+    x, y = batch(33)
+    nn.functional.cross_entropy(plain.train()(x), y).backward()
+    with dev.observing():
+        loss = nn.functional.cross_entropy(dev.model.train()(x), y)
+    loss.backward()
+    for name, found in dev._engine.window.gradients.items():
+        weight = dict(plain.named_parameters())[name].grad.abs()
+        layer = next(layer for layer in dev.graph.layers if layer.weight == name)
+        weight = weight.transpose(0, 1) if layer.transposed else weight
+        torch.testing.assert_close(found, weight.flatten(2).sum(2) if weight.dim() > 2 else weight)
+        assert bool((found[~dev.synapse_masks[name]] > 0).any()), f"no dead synapse of {name} has a gradient"
+
+
+def test_what_is_not_possible_is_refused() -> None:
+    with pytest.raises(DPAPError, match="regrow='sometimes'"):
+        developer("ordinary", regrow="sometimes")
+    with pytest.raises(DPAPError, match="no window"):
+        developer("spiking", rule="paper", target=None, regrow="hebb", synapses=None)
+    dev = developer("ordinary", regrow="gradient")
+    with pytest.raises(DPAPError, match="saw no backward pass"):
+        for step in range(60):
+            with dev.observing():
+                dev.model(batch(step)[0])
+            dev.step()
