@@ -103,10 +103,9 @@ def assert_same_weights(a: DPAP, b: DPAP, tolerance: float = 1e-9) -> None:
 
 class TestSameDecisions:
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["sgd", "adamw"])
-    def test_the_whole_digits_recipe(self, name: str) -> None:
-        """Every development step kills the same, and the weights end equal to 1e-9, in float64."""
-        runs = {mode: self.digits(mode, name) for mode in MODES}
+    def test_the_whole_digits_recipe(self) -> None:
+        """Every development step prunes the same, and the weights end equal to 1e-9, in float64."""
+        runs = {mode: self.digits(mode, "adamw") for mode in MODES}
         (never, expected), (auto, _), (always, _) = runs["never"], runs["auto"], runs["always"]
         assert any(r.died_units for r in expected) and any(r.died_synapses for r in expected)
         for dev, reports in runs.values():
@@ -124,7 +123,7 @@ class TestSameDecisions:
 
     def digits(self, mode: str, name: str) -> tuple[DPAP, list[Any]]:
         config, data = recipe("digits-snn"), load_dataset("digits")
-        epochs, size = 10, config.data.batch_size
+        epochs, size = 6, config.data.batch_size
         images = data.spec.normalized(unit_range(data.train.images)).double()
         steps = len(images) // size
         with in_float64():

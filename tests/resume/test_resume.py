@@ -64,8 +64,14 @@ CASES: dict[str, Config] = {
         data__randaugment="5",
         optimizer__precision="bfloat16",
     ),
+    "kernels that grow again": tiny(
+        epochs="4",
+        development__synapses="all",
+        development__regrow="gradient",
+        development__target__connectivity="0.2",
+    ),
     "with control": tiny(control="true", epochs="3", development__start="0.2"),
-} | {name: tiny(name, epochs="4") for name in ("nmnist-snn", "shd-snn", "cifar10-sew-resnet18", "cifar10-vit")}
+} | {name: tiny(name, epochs="4") for name in ("nmnist-snn", "shd-snn")}
 
 QUICK = {"digits-snn"}
 PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
