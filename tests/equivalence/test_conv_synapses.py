@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dpap import DPAP, DPAPError
 from dpap.method.scores import SCORES
-from dpap.metrics import connectivity, count_synapses, count_synops, stored_synapses
+from dpap.metrics import connectivity, count_macs, count_synapses, count_synops, stored_synapses
+from dpap.pruning.choose import Candidates
 
 KINDS = ("spiking", "ordinary")
 
@@ -45,6 +46,32 @@ def test_kernels_are_zero_and_counted_and_the_target_is_met(kind: str) -> None:
         total += int(there.sum()) * layer.kernel
     assert total == count_synapses(dev.graph, dev.alive, dev.synapse_masks)
     assert stored_synapses(masked, dev.graph).keys() >= {n for n, m in dev.synapse_masks.items() if not bool(m.all())}
+
+
+@pytest.mark.parametrize("metric", ["effective_macs", "sops"])
+def test_what_connections_bring_down_is_met_by_them(metric: str) -> None:
+    dev = developer("spiking", target={metric: 0.3})
+    train(dev)
+    left = count_macs(dev.graph, dev.alive, synapses=dev.synapse_masks) / count_macs(dev.graph)
+    if metric == "effective_macs":
+        assert left == pytest.approx(0.3, abs=0.03)
+    account = dev._engine.survivors.account()
+    assert account.effective_macs() == count_macs(dev.graph, dev.alive, synapses=dev.synapse_masks)
+    assert count_macs(dev.graph, dev.alive) / count_macs(dev.graph) > 1.2 * left, "units alone met the target"
+    kernels_left = dev.synapse_masks["conv2.weight"].double().mean()
+    assert kernels_left < 0.7
+
+
+def test_layers_with_few_inputs_keep_more_of_them() -> None:
+    """Rule.crowding: pruned in the order of F / sqrt(N)."""
+    few, many = torch.tensor([[1.0, 1.0, 1.0, 0.4]]), torch.tensor([[1.0, 1.5, 3.0, 0.9] + 12 * [1.0]])
+    parts = [(n, f, f, torch.ones_like(f, dtype=torch.bool)) for n, f in enumerate((few, many))]
+    crowded, even = (Candidates.of(parts, 0.7, 0.0, crowding=c) for c in (0.5, 0.0))
+    order = list(crowded.in_order())
+    assert order[:2] == [(0, 3), (1, 3)] and order[-4:] == [(0, 0), (0, 1), (0, 2), (1, 2)]
+    assert list(even.in_order())[-5:-2] != order[-4:-1], "by F alone they are among the many"
+    assert crowded.fallen.tolist() == even.fallen.tolist(), "what falls below the level is the same"
+    assert developer("ordinary").rule.crowding == 0.5 and developer("ordinary", synapses=None).rule.crowding == 0.0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -440,6 +440,10 @@ def test_macs_and_updates_equal_brute_force(early: bool) -> None:
         macs += int(dense["conv2"])
     macs += STEPS * int(dense["fc"] + dense["classifier"])
     assert count_macs(case.graph, alive) == macs
+    living = {name: int(pairs.sum()) for name, pairs in living_pairs(case).items()}
+    fewer = living["conv1"] * real // int(dense["conv1"]) + STEPS * (living["fc"] + living["classifier"])
+    fewer += living["conv2"] * (macs - real - STEPS * int(dense["fc"] + dense["classifier"])) // int(dense["conv2"])
+    assert count_macs(case.graph, alive, synapses=case.synapses) == fewer < macs
     assert count_macs(case.graph, alive, inputs="real") == real
     neurons = {"neuron1": "conv1", "neuron2": "conv2", "neuron3": "fc"}
     updates = sum(

@@ -99,7 +99,13 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-LATER = ("recipe", "development.prune", "development.synapses", "development.regrow")
+LATER = (
+    "recipe",
+    "development.prune",
+    "development.synapses",
+    "development.regrow",
+    "development.target.effective_macs",
+)
 """Settings that a complete file may leave out: files of earlier versions are complete without them."""
 
 

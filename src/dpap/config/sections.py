@@ -253,6 +253,7 @@ class TargetConfig(Section):
     connectivity: OrNone[ShareLeft] = None
     parameters: OrNone[ShareLeft] = None
     macs: OrNone[ShareLeft] = None
+    effective_macs: OrNone[ShareLeft] = None
     sops: OrNone[ShareLeft] = None
     latency: OrNone[ShareLeft] = None
     """Measured in the run, so that two runs of the same seed need not be equal."""

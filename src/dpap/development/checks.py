@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from dpap.errors import DPAPError
 from dpap.hooks import OwnHook
 from dpap.method.regrowth import Regrow
-from dpap.method.rules import KINDS, Rule, Synapses
+from dpap.method.rules import CROWDING, KINDS, Rule, Synapses
+from dpap.pruning.choose import CONNECTIONS
 
 BY_UNITS = frozenset({"macs", "parameters", "latency"})
 """Targets that dead connections do not bring nearer."""
@@ -135,7 +136,8 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
             )
         if not rule.windowed:
             raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no synapses=.", fix='use rule="dpap".')
-        rule = dataclasses.replace(rule, synapses=cast(Synapses, synapses))
+        crowding = CROWDING if synapses == "all" else 0.0
+        rule = dataclasses.replace(rule, synapses=cast(Synapses, synapses), crowding=crowding)
     if regrow is not None:
         if regrow not in get_args(Regrow):
             raise DPAPError(f"regrow={regrow!r}.", fix='choose "hebb", "gradient" or "random", or leave it out.')
@@ -144,7 +146,7 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
         rule = dataclasses.replace(rule, regrow=cast(Regrow, regrow))
     metrics = set(target)
     if prune is None:
-        units_alone = bool(metrics & BY_UNITS) and not metrics & {"connectivity", "sops"}
+        units_alone = bool(metrics & BY_UNITS) and metrics.isdisjoint(CONNECTIONS)
         return dataclasses.replace(rule, kinds=rule.kinds & {"unit"}) if units_alone and "unit" in rule.kinds else rule
     if prune not in KINDS:
         raise DPAPError(f"prune={prune!r}.", fix='choose "units", "synapses" or "both".')

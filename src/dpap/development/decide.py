@@ -19,7 +19,7 @@ from dpap.development.temporal import Temporal, TimeDecision
 from dpap.development.window import Window
 from dpap.method.survival import Clock, survival_step
 from dpap.pruning.account import Account
-from dpap.pruning.choose import Candidates, Taker, choose, missed, scheduled
+from dpap.pruning.choose import CONNECTIONS, Candidates, Taker, choose, missed, scheduled
 from dpap.pruning.pace import Pace
 from dpap.pruning.shrink import Shrinker
 
@@ -113,7 +113,8 @@ class Decider:
                 [(edges[w], synapse_ranked[w], synapse_use[w], self._mature(w, step)) for w in synapse_use],
                 self.plan.rule.level("synapse", clock),
                 self.plan.rule.tolerance,
-                fallen_only=not (self.replay or self.target.keys() & {"connectivity", "sops"}),
+                crowding=self.plan.rule.crowding,
+                fallen_only=not (self.replay or self.target.keys() & CONNECTIONS),
             )
             if not self.plan.rule.windowed:
                 taker.all_fallen(units, synapses, permanent=self.plan.rule.permanent)
@@ -166,7 +167,8 @@ class Decider:
         exchange = self.exchange
         if self.pace is not None:
             exchange = self.pace.pay(taker, units, clock, exchange, self.shrinker.present)
-        choose(taker, units, synapses, scheduled(self.target, clock.q), self.dense)
+        everywhere = self.plan.rule.synapses == "all"
+        choose(taker, units, synapses, scheduled(self.target, clock.q), self.dense, everywhere=everywhere)
         if clock.q >= 1:
             for metric, share in missed(taker.account, self.target, self.dense).items():
                 wanted = self.target[metric]

@@ -141,7 +141,8 @@ class Engine:
         example = two_samples(self.graph, example_input)
         self.replay = checked_replay(replay, self.survivors, self.target, timed=time is not None)
         dense: dict[str, float] = {
-            metric: account.count(metric) for metric in ("connectivity", "synaptic", "macs", "parameters")
+            metric: account.count(metric)
+            for metric in ("connectivity", "synaptic", "macs", "effective_macs", "parameters")
         }
         self.shrinker = Shrinker(model, self.graph, self.optimizers, copies, example, forward)
         self.pace = None

@@ -45,6 +45,8 @@ KINDS: dict[str, frozenset[Kind]] = {
 }
 """What may be pruned, by the name that a user gives it."""
 LayerKind = Literal["conv", "linear"]
+CROWDING = 0.5
+"""Where convolutions lose connections: layers with few inputs need a larger share of them."""
 TRACE_DECAY = 0.5  # tau, paper section II
 Sums = WindowSums | SlidingSums
 
@@ -87,6 +89,10 @@ class Rule:
     synapses: Synapses = "linear"
     """Whose synapses are pruned one by one: those of linear layers, or of convolutions too, where the kernel between an
     input and an output channel is one synapse."""
+    crowding: float = 0.0
+    """Under a target, synapses of all layers are pruned in the order of F / N^crowding, N the inputs of a unit. 0: each
+    as it stands among its siblings, so that all layers end about equally sparse; 1: by its share of what its unit
+    receives, so that units end with about equally many inputs."""
     regrow: Regrow | None = None
     """Which pruned synapses are born again, in exchange for the weakest; None: none."""
     needs_neurons: bool = False

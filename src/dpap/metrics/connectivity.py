@@ -185,12 +185,6 @@ def living_fan_out(
     return inputs * reached
 
 
-def living_pairs(layer: Layer, alive: Mapping[str, Tensor]) -> int:
-    """Pairs of a living output and a living input that it reads, whatever the synapse masks: what a dense matrix holds
-    without its dead units."""
-    return int(living_fan_out(layer, alive, ALL).sum())
-
-
 def check_living(graph: Graph, alive: Mapping[str, Tensor], synapses: Mapping[str, Tensor]) -> None:
     """Refuse names and shapes that do not belong to the graph.
 

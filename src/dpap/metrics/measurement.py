@@ -47,6 +47,8 @@ class Measurement:
     """Living units / units of each group."""
     parameters: int
     macs_per_sample: int
+    effective_macs_per_sample: int
+    """Those of living synapses alone, zero inputs included; `synops.effective_macs_per_sample` leaves these out too."""
     macs_real_per_sample: int
     """Those whose input is real-valued; only they enter the energy."""
     synops: SynopCount
@@ -104,6 +106,7 @@ def measure(
         unit_density=unit_density(graph, alive),
         parameters=count_parameters(model, graph, alive),
         macs_per_sample=count_macs(graph, alive, time=time),
+        effective_macs_per_sample=count_macs(graph, alive, synapses=synapses, time=time),
         macs_real_per_sample=count_macs(graph, alive, inputs="real", time=time),
         synops=synops,
         neuron_updates_per_sample=count_neuron_updates(graph, alive, time=time),

@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dpap.errors import DPAPError
 from dpap.graph.group import Graph, Layer, NeuronSite, Site
-from dpap.metrics.connectivity import ALL, check_living, check_widths, living_fan_out, living_pairs
+from dpap.metrics.connectivity import ALL, check_living, check_widths, living_fan_out
 from dpap.time.plan import LivingSteps
 from dpap.time.timing import timing_of
 
@@ -30,6 +30,7 @@ def count_macs(
     graph: Graph,
     alive: Mapping[str, Tensor] = ALL,
     *,
+    synapses: Mapping[str, Tensor] | None = None,
     inputs: Literal["all", "real"] = "all",
     time: LivingSteps | None = None,
 ) -> int:
@@ -39,12 +40,14 @@ def count_macs(
     counts once, and a dead synapse between living units still counts (the matrix is dense).
 
     Args:
+        synapses: Count living synapses alone (effective MACs); NeuroBench's count of that name leaves out inputs that
+            are zero as well (`SynopCount.effective_macs_per_sample`).
         inputs: "real" counts only the layers whose input is real-valued, which an energy estimate books as MACs.
         time: Which units live when: steps at which a layer has nothing to compute do not count.
     """
-    check_living(graph, alive, ALL)
+    check_living(graph, alive, synapses or ALL)
     return sum(
-        living_pairs(layer, alive) * _macs_per_synapse(layer, time)
+        int(living_fan_out(layer, alive, synapses or ALL).sum()) * _macs_per_synapse(layer, time)
         for layer in graph.layers
         if inputs == "all" or layer.spike_divisor is None
     )

@@ -151,6 +151,10 @@ class Account:
         """Multiply-accumulates per sample of the network without its dead units; dead synapses are not left out."""
         return sum(edge.macs * self._pairs(edge) for edge in self.edges)
 
+    def effective_macs(self) -> int:
+        """Multiply-accumulates per sample of living synapses alone."""
+        return sum(edge.macs * int(edge.row.sum()) for edge in self.edges)
+
     def parameters(self) -> int:
         """Parameters of the network without its dead units, but for those that belong to no unit."""
         weights = sum(edge.kernel * self._pairs(edge) for edge in self.edges)

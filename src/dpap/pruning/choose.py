@@ -37,15 +37,27 @@ class Candidates:
     """Below the level."""
 
     @classmethod
-    def of(cls, parts: Iterable[Part], level: float, tolerance: float, *, fallen_only: bool = False) -> Candidates:
-        """All that are alive; or, where nothing else is asked for, those below the level."""
+    def of(
+        cls,
+        parts: Iterable[Part],
+        level: float,
+        tolerance: float,
+        *,
+        fallen_only: bool = False,
+        crowding: float = 0.0,
+    ) -> Candidates:
+        """All that are alive; or, where nothing else is asked for, those below the level.
+
+        `crowding`: they go in the order of F / N^crowding, N the siblings of each (`Rule.crowding`).
+        """
         owners, indices, survivals, uses, fallens = [], [], [], [], []
         for owner, survival, use, alive in parts:
             fallen = below(survival.cpu(), alive.cpu(), level, tolerance).reshape(-1).numpy()
             where = np.flatnonzero(fallen if fallen_only else alive.reshape(-1).cpu().numpy())
             owners.append(np.full(len(where), owner))
             indices.append(where)
-            survivals.append(survival.reshape(-1).cpu().numpy()[where])
+            rank = survival / survival.shape[-1] ** crowding if crowding else survival
+            survivals.append(rank.reshape(-1).cpu().numpy()[where])
             uses.append(use.reshape(-1).cpu().numpy()[where])
             fallens.append(fallen[where])
         return cls(
@@ -247,7 +259,7 @@ class CountGoal:
                 arrivals = self.account.arrivals[int(o)]
                 worth[mine] = 0 if arrivals is None else arrivals[index[mine] % len(edge.col)]
             else:
-                worth[mine] = edge.kernel
+                worth[mine] = edge.macs if self.metric == "effective_macs" else edge.kernel
         return worth
 
     def enough(self, owner: IntArray, index: IntArray) -> int:
@@ -269,15 +281,25 @@ def scheduled(target: Target, q: float) -> dict[str, float]:
     return {metric: scheduled_share(q, share) for metric, share in target.items()}
 
 
+CONNECTIONS = ("connectivity", "effective_macs", "sops")
+"""Metrics that pruned connections bring down, and not only pruned units."""
+
+
 def choose(
-    taker: Taker, units: Candidates, synapses: Candidates, shares: Target, reference: Mapping[str, float]
+    taker: Taker,
+    units: Candidates,
+    synapses: Candidates,
+    shares: Target,
+    reference: Mapping[str, float],
+    *,
+    everywhere: bool = False,
 ) -> None:
     """Take the victims of one development step. Without a target: all below the level, within floors and caps.
 
-    MACs and parameters are met by units alone; SOPs by units, then synapses. Connectivity is met by units below their
-    level, then by synapses, as long as the layers that lose them keep a quarter of the share themselves: a small
-    classifier must not be emptied for large convolutions. What is missing then is met by units, at last by the synapses
-    left.
+    MACs and parameters are met by units alone. What connections bring down is met by units below their level, then by
+    synapses. Where only linear layers lose synapses, they keep a quarter of the share themselves, since a small
+    classifier must not be emptied for large convolutions, and what is missing then is met by units, at last by the
+    synapses left; there SOPs are met by units, then synapses.
 
     Args:
         taker: Prunes them.
@@ -286,19 +308,23 @@ def choose(
         shares: Metric -> share of the dense network that lives after this step (`scheduled`); latency has been met by
             units before (`Pace`).
         reference: Metric -> count of the dense network.
+        everywhere: Whether convolutions lose synapses too.
     """
     most = {metric: share * reference[metric] for metric, share in shares.items() if metric != "latency"}
     for metric in ("macs", "parameters"):
         if metric in most:
             taker.units_until(units, metric, most[metric])
     structural = not shares.keys().isdisjoint(("macs", "parameters", "latency"))
-    if "sops" in most:
-        _pay_operations(taker, units, synapses, most["sops"])
-    if "connectivity" in most:
-        limit = ("connectivity", most["connectivity"])
+    for metric in CONNECTIONS:
+        if metric not in most:
+            continue
+        limit = (metric, most[metric])
+        if metric == "sops" and not everywhere:
+            _pay_operations(taker, units, synapses, most["sops"])
+            continue
         if not structural:
             taker.fallen_units(units, at_least=limit)
-        keep = LEAST_SHARE * shares["connectivity"] * reference["synaptic"]
+        keep = -1 if everywhere else LEAST_SHARE * shares[metric] * reference["synaptic"]
         reached = taker.synapses_until(synapses, *limit, keep=keep)
         if not reached and not taker.bound & taker.account.prunable:
             reached = not structural and taker.units_until(units, *limit)
@@ -306,7 +332,7 @@ def choose(
                 taker.synapses_until(synapses, *limit)
     if not shares:
         taker.fallen_units(units)
-    if "connectivity" not in most and "sops" not in most:
+    if most.keys().isdisjoint(CONNECTIONS):
         taker.fallen_synapses(synapses)
 
 

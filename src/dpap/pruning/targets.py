@@ -10,10 +10,13 @@ import numpy as np
 from dpap.errors import DPAPError, unknown_name
 from dpap.pruning.account import Account
 
-METRICS = ("connectivity", "macs", "parameters", "sops", "latency")
+METRICS = ("connectivity", "macs", "effective_macs", "parameters", "sops", "latency")
 
 
-TOGETHER = ({"macs", "connectivity"}, {"latency", "connectivity"})
+TOGETHER = (
+    *({"macs", "connectivity"}, {"latency", "connectivity"}, {"sops", "connectivity"}),
+    *({"macs", "effective_macs"}, {"latency", "effective_macs"}),
+)
 
 
 def check_target(target: Mapping[str, Any] | None, account: Account, kinds: set[str]) -> dict[str, float]:
@@ -72,10 +75,13 @@ def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
     """A bound from below: every group at its floor, every unit that only prunable weights feed at one synapse."""
     left = fewest(account, kinds)
     total = 0.0
-    if metric == "connectivity":
+    single_pairs = metric in ("connectivity", "effective_macs")
+    if single_pairs:
         whole = {edge.out_group for edge in account.edges if edge.groups == 1 and edge.weight not in account.prunable}
         single = {edge.out_group for edge in account.edges if edge.weight in account.prunable}
-        total += sum(left[group] for group in single - whole)
+        for group in single - whole:
+            feeding = [e for e in account.edges if e.out_group == group and e.weight in account.prunable]
+            total += left[group] * min(e.macs if metric == "effective_macs" else e.kernel for e in feeding)
     for edge in account.edges:
         rows = min(
             len(edge.out_units), left[edge.out_group] * (len(edge.out_units) // len(account.alive[edge.out_group]))
@@ -83,8 +89,8 @@ def _lowest(metric: str, account: Account, kinds: set[str]) -> float:
         columns = edge.living.shape[1] if edge.groups > 1 else int((edge.in_groups < 0).sum())
         for group in np.unique(edge.in_groups[edge.in_groups >= 0]) if edge.groups == 1 else ():
             columns += int((edge.in_groups == group).sum()) * left[group] // len(account.alive[group])
-        if metric != "connectivity" or edge.weight not in account.prunable:
-            total += rows * columns * (edge.macs if metric == "macs" else edge.kernel)
+        if not single_pairs or edge.weight not in account.prunable:
+            total += rows * columns * (edge.macs if metric in ("macs", "effective_macs") else edge.kernel)
     if metric == "parameters":
         total += sum(
             n

@@ -168,6 +168,8 @@ class ResultLine:
     dense_parameters: int
     macs: float
     dense_macs: float
+    effective_macs: float | None = None
+    """Of living connections alone; None in older runs."""
     macs_real: float
     """Those with a real-valued input; only they enter the energy."""
     dense_macs_real: float
@@ -296,9 +298,9 @@ def _line(raw: str, where: str) -> Line:
     return cls(**values)
 
 
-LATER = frozenset(
-    {"data", "credit", "living_synapses", "born_synapses", "wasted_synapses", "steps", "anytime"}
-) | frozenset({"died_pairs", "died_steps", "living_pairs", "living_steps", "dead_pairs"})
+LATER = frozenset({"data", "credit", "living_synapses", "born_synapses", "wasted_synapses", "steps", "anytime"}) | {
+    *("died_pairs", "died_steps", "living_pairs", "living_steps", "dead_pairs", "effective_macs"),
+}
 """Fields that older runs do not have; they are left at their default."""
 
 

@@ -79,6 +79,13 @@ MACS = Metric(
     meaning="Multiply-accumulates of the small network as dense tensors, over all steps at which a layer has anything "
     "to compute, padding counted. A constant image that passes the first layer once counts once.",
 )
+EFFECTIVE_MACS = Metric(
+    name="Effective MACs",
+    show=compact,
+    value=lambda r: r.effective_macs,
+    meaning="Multiply-accumulates of living connections alone, zero inputs included: what hardware has to do that "
+    "skips weights that are zero.",
+)
 SOPS = Metric(
     name="SOPs",
     show=compact,
@@ -153,6 +160,7 @@ METRICS = (
     ),
     PARAMETERS,
     MACS,
+    EFFECTIVE_MACS,
     Metric(
         name="MACs with real-valued input",
         show=compact,

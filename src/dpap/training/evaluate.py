@@ -151,6 +151,7 @@ def evaluate_saved(
         dense_parameters=count_parameters(dense, dense_graph),
         macs=found.macs_per_sample,
         dense_macs=count_macs(dense_graph),
+        effective_macs=found.effective_macs_per_sample,
         macs_real=found.macs_real_per_sample,
         dense_macs_real=count_macs(dense_graph, inputs="real"),
         synops=found.synops.sops_per_sample,

@@ -83,6 +83,7 @@ ROWS: tuple[tuple[str, Callable[[float], str], Callable[[ResultLine], float | No
     ("connectivity, convolutions", _percent, lambda r: r.connectivity_conv),
     ("parameters", _whole, lambda r: r.parameters),
     ("MACs per sample", _whole, lambda r: r.macs),
+    ("effective MACs per sample", _whole, lambda r: r.effective_macs),
     ("SOPs per sample", _whole, lambda r: r.synops),
     ("energy per sample (nJ, est.)", _tenths, lambda r: r.energy_pj / 1000),
 )
