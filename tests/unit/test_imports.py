@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
         "method",
         "metrics",
         "models",
+        "pruning",
         "report",
         "tensors",
         "time",

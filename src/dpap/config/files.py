@@ -100,11 +100,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 LATER = (
-    "recipe",
-    "development.prune",
-    "development.synapses",
-    "development.regrow",
-    "development.target.effective_macs",
+    *("recipe", "development.target.effective_macs"),
+    *(f"development.{name}" for name in ("prune", "synapses", "regrow", "structure", "shuffled")),
 )
 """Settings that a complete file may leave out: files of earlier versions are complete without them."""
 

@@ -279,8 +279,9 @@ class DevelopmentConfig(Section):
 
     section: ClassVar[str] = "development"
 
-    rule: Annotated[str, OneOf("rule", (*RULES, "none"))] = "dpap"
-    """"none": nothing is observed and nothing is pruned, the unpruned control."""
+    rule: Annotated[str, OneOf("rule", (*RULES, "none", "fixed"))] = "dpap"
+    """"none": nothing is observed and nothing is pruned, the unpruned control. "fixed": the structure of a finished run
+    from the start, with new weights."""
     unit_score: OrNone[Annotated[str, OneOf("score", SCORES)]] = None
     """What a unit is worth, by name; none: as the rule says."""
     synapse_score: OrNone[Annotated[str, OneOf("score", SCORES)]] = None
@@ -314,6 +315,10 @@ class DevelopmentConfig(Section):
     or latency without connectivity."""
     synapses: Annotated[str, OneOf("choice", ("linear", "all"))] = "linear"
     """Which layers lose single connections: linear ones, or all, where the kernel between two channels is one."""
+    structure: OrNone[str] = None
+    """Folder of the finished run whose structure rule "fixed" trains."""
+    shuffled: bool = False
+    """With its connections at other places of each layer, drawn once."""
     regrow: OrNone[Annotated[str, OneOf("choice", get_args(Regrow))]] = None
     """Which pruned connections grow again while pruning goes on, in exchange for the weakest; none: none."""
     target: Annotated[TargetConfig, from_table(TargetConfig)] = TargetConfig()
@@ -328,6 +333,9 @@ class DevelopmentConfig(Section):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
         if self.synapses == "all" and self.rule not in ("dpap", "none"):
             raise bad_value(self.key("synapses"), "all", f'"linear": rule "{self.rule}" prunes filters only')
+        if (self.structure is None) == (self.rule == "fixed"):
+            said = 'a folder for rule "fixed", and "none" for any other'
+            raise bad_value(self.key("structure"), self.structure, said)
         for name in ("pairs", "steps"):
             if getattr(self.target, name) is not None and self.time is None:
                 raise bad_value(self.target.key(name), getattr(self.target, name), f"none without {self.key('time')}")
@@ -382,4 +390,5 @@ class Config(Section):
     def as_control(self) -> Config:
         """The same run, on the same batches, without development."""
         data = replace(self.data, full_batches=self.data.full_batches or self.development.rule == "released")
-        return replace(self, control=False, data=data, development=replace(self.development, rule="none"))
+        unpruned = replace(self.development, rule="none", structure=None)
+        return replace(self, control=False, data=data, development=unpruned)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+OF_RUNS = ("development.structure", "development.replay")
+"""Settings that name a run of the same seed: the folder above it is that of the arm."""
 IGNORED = frozenset({"seed", "data.fold", "control", "recipe", "test_each_epoch", "development.shrink"})
 """Settings on which no result depends beyond rounding, and the seed and the fold, over which results are averaged."""
 SAME = {
@@ -41,6 +44,7 @@ def identity(config: Mapping[str, Any]) -> frozenset[tuple[str, str]]:
     """What two runs of an arm have in common. Without pruning, how one would have pruned does not matter. A setting
     that is "none" is as good as absent, as it is in runs that are older than it."""
     settings = flat(config)
+    settings |= {key: str(Path(settings[key]).parent) for key in OF_RUNS if settings.get(key, "none") != "none"}
     dense = settings.get("development.rule") == "none"
     return frozenset(
         (key, json.dumps(value))

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from dpap.config import Config
-from dpap.data import SOURCES, Dataset, DataSpec, load_dataset
+from dpap.config import Config, DataConfig
+from dpap.data import SOURCES, Dataset, DataSpec, Split, load_dataset
 from dpap.data.encoding import Encoding
 from dpap.data.events import EVENT_SOURCES
+from dpap.data.spec import chosen_share
 from dpap.errors import DPAPError
 
 BATCH = 256
@@ -88,3 +89,49 @@ def _check_augmentation(config: Config, spec: DataSpec) -> None:
                 where=f"setting data.{name}",
                 fix="set it to 0",
             )
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def training_samples(data: Dataset, settings: DataConfig) -> Split:
+    """What the run learns from.
+
+    Raises:
+        DPAPError: a limit above the number of samples.
+    """
+    samples = data.training(hold_out=settings.hold_out)
+    if settings.limit is None:
+        return samples
+    if settings.limit > len(samples):
+        raise DPAPError(
+            f"data.limit = {settings.limit}, but there are {len(samples)} training samples.",
+            where="setting data.limit",
+            fix="lower it, or set it to none",
+        )
+    part = samples.part(chosen_share(samples.labels.cpu(), settings.limit / len(samples)))
+    missing = set(samples.labels.tolist()) - set(part.labels.tolist())
+    if missing:
+        raise DPAPError(
+            f"data.limit = {settings.limit} leaves no sample of class {data.spec.classes[min(missing)]!r}.",
+            where="setting data.limit",
+            fix=f"raise it; there are {len(samples)} training samples of {len(data.spec.classes)} classes",
+        )
+    return part
+
+
+def training_spec(spec: DataSpec, settings: DataConfig) -> DataSpec:
+    """With the normalisation of training images.
+
+    Raises:
+        DPAPError: that of colour images for images of another number of channels.
+    """
+    if settings.train_normalization == "data":
+        return spec
+    if spec.shape[0] != len(IMAGENET_MEAN):
+        raise DPAPError(
+            f"The normalisation of ImageNet is of three channels; images of {spec.name!r} have {spec.shape[0]}.",
+            where="setting data.train_normalization",
+            fix='set it to "data"',
+        )
+    return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD)

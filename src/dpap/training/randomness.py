@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-Purpose = Literal["init", "order", "augment", "encode", "dropout", "development"]
+Purpose = Literal["init", "order", "augment", "encode", "dropout", "development", "structure"]
 
 
 def derived_seed(seed: int, purpose: Purpose, epoch: int = 0, batch: int = 0) -> int:

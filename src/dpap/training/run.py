@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dpap.config import LEVELS, Config, DataConfig, DevelopmentConfig, OptimizerConfig
-from dpap.data import Dataset, DataSpec, Split
+from dpap.config import LEVELS, Config, DevelopmentConfig, OptimizerConfig
+from dpap.data import Dataset, Split
 from dpap.data.augment import Augment
-from dpap.data.spec import chosen_share, unit_range
+from dpap.data.spec import unit_range
 from dpap.developer import DPAP
 from dpap.development.replay import Deaths
 from dpap.development.report import DevelopmentReport
@@ -27,15 +27,14 @@ from dpap.method.rules import RULES, Rule, dpap
 from dpap.method.scores import per_kind
 from dpap.metrics import accuracy
 from dpap.models import build
+from dpap.pruning.mask import MaskKeeper
 from dpap.report.history import DevelopmentLine, EpochLine, Line, ResultLine, RunLine
 from dpap.training.checkpoint import RunFolder, restore
-from dpap.training.data import evaluation_batch, in_format, load_data
+from dpap.training.data import evaluation_batch, in_format, load_data, training_samples, training_spec
 from dpap.training.evaluate import memory_format, placed, require_device
 from dpap.training.losses import LOSSES, PER_STEP
 from dpap.training.randomness import derived_seed, generator, seed_global
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
+from dpap.training.structure import Structure, structure_of
 
 Record = dict[str, npt.NDArray[Any]]
 REPORTED = {f.name for f in fields(DevelopmentLine)} & {f.name for f in fields(DevelopmentReport)} - {"step"}
@@ -99,14 +98,19 @@ class Run:
         self._augmented(self.samples.images[:2], 0, 0)  # refused now, or never
         self.memory_format = memory_format(config.channels_last)
         self.evaluation_batch = evaluation_batch(self.data.spec)
-        self.model = placed(make_model(config, self.data), config.device, config.channels_last)
+        structure = self._structure()
+        model = make_model(config, self.data) if structure is None else structure.model
+        self.model = placed(model, config.device, config.channels_last)
         decay = config.optimizer.ema
         self.averaged = None if decay is None else averaged(self.model, decay)
         self.optimizer = make_optimizer(self.model, config.optimizer)
+        self.fixed = None if structure is None else MaskKeeper(self.model, [self.optimizer], self._copies)
+        if self.fixed is not None and structure is not None:
+            self.fixed.update({name: mask.to(config.device) for name, mask in structure.dead.items()})
         self.scaler = torch.amp.GradScaler(config.device, enabled=config.optimizer.precision == "float16")
         self.validation_accuracy: float | None = None
         self.test_accuracy: float | None = None
-        self.connectivity = 1.0
+        self.connectivity = 1.0 if structure is None else structure.connectivity
         self._steps: list[DevelopmentReport] = []
         self._earlier: Record = {}
         rule = config.development.rule
@@ -128,7 +132,19 @@ class Run:
                 fix="choose another one, or set data.full_batches=true",
             )
         self.total_batches = self.batch_count * config.epochs
-        self.dev = None if rule == "none" else self._make_developer()
+        self.dev = None if rule in ("none", "fixed") else self._make_developer()
+
+    def _structure(self) -> Structure | None:
+        """What rule "fixed" starts from; None for the others."""
+        seed, settings = self.config.seed, self.config.development
+        if settings.structure is None:
+            return None
+        dense = make_model(replace(self.config, seed=derived_seed(seed, "structure")), self.data)
+        return structure_of(settings.structure, dense, self.data, shuffle=seed if settings.shuffled else None)
+
+    @property
+    def _copies(self) -> list[nn.Module]:
+        return [] if self.averaged is None else [self.averaged.module]
 
     def _make_developer(self) -> DPAP:
         settings = self.config.development
@@ -148,7 +164,7 @@ class Run:
             development_steps=settings.development_steps,
             observe_every=settings.observe_every,
             seed=derived_seed(self.config.seed, "development"),
-            ema=None if self.averaged is None else self.averaged.module,
+            ema=self._copies,
             shrink=cast(Any, settings.shrink),
             time=cast(Any, settings.time),
             spiking_input=self.data.spec.timed,
@@ -357,49 +373,6 @@ def make_rule(settings: DevelopmentConfig) -> Rule:
     if settings.unit_score is not None or settings.synapse_score is not None:
         given["score"] = per_kind(unit=settings.unit_score or "spine", synapse=settings.synapse_score or "spine")
     return dpap(**{name: value for name, value in given.items() if value is not None})
-
-
-def training_samples(data: Dataset, settings: DataConfig) -> Split:
-    """What the run learns from.
-
-    Raises:
-        DPAPError: a limit above the number of samples.
-    """
-    samples = data.training(hold_out=settings.hold_out)
-    if settings.limit is None:
-        return samples
-    if settings.limit > len(samples):
-        raise DPAPError(
-            f"data.limit = {settings.limit}, but there are {len(samples)} training samples.",
-            where="setting data.limit",
-            fix="lower it, or set it to none",
-        )
-    part = samples.part(chosen_share(samples.labels.cpu(), settings.limit / len(samples)))
-    missing = set(samples.labels.tolist()) - set(part.labels.tolist())
-    if missing:
-        raise DPAPError(
-            f"data.limit = {settings.limit} leaves no sample of class {data.spec.classes[min(missing)]!r}.",
-            where="setting data.limit",
-            fix=f"raise it; there are {len(samples)} training samples of {len(data.spec.classes)} classes",
-        )
-    return part
-
-
-def training_spec(spec: DataSpec, settings: DataConfig) -> DataSpec:
-    """With the normalisation of training images.
-
-    Raises:
-        DPAPError: that of colour images for images of another number of channels.
-    """
-    if settings.train_normalization == "data":
-        return spec
-    if spec.shape[0] != len(IMAGENET_MEAN):
-        raise DPAPError(
-            f"The normalisation of ImageNet is of three channels; images of {spec.name!r} have {spec.shape[0]}.",
-            where="setting data.train_normalization",
-            fix='set it to "data"',
-        )
-    return replace(spec, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
