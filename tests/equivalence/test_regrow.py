@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError
 from dpap.method.regrowth import erk_density, exchange, exchange_share, hebbian
+from dpap.metrics import count_synapses
 
 WAYS = ("hebb", "gradient", "random")
 
@@ -51,11 +53,11 @@ def test_shares_and_promises() -> None:
     assert [round(exchange_share(q), 4) for q in (0, 0.25, 0.5, 1)] == [0.3, 0.2561, 0.15, 0.0]
     xy, ends = torch.tensor([[1.0, 3.0], [0.0, 8.0]]), torch.tensor([[True, True], [True, False]])
     assert hebbian(xy, ends).tolist() == [[0.25, 0.75], [0.0, 0.0]]
-    density = erk_density({"a": (10, 10, 1), "b": (100, 50, 3), "c": (10, 100, 1)}, 0.04)
+    density = erk_density({"a": (10, 10), "b": (100, 50, 3, 3), "c": (10, 100)}, 0.04)
     sizes = {"a": 100, "b": 45_000, "c": 1_000}
     assert sum(density[n] * sizes[n] for n in sizes) == pytest.approx(0.04 * sum(sizes.values()))
     assert density["a"] == 1.0 and density["c"] / density["b"] == pytest.approx((110 / 1000) / (156 / 45_000))
-    assert set(erk_density({"a": (2, 2, 1)}, 1.0).values()) == {1.0}
+    assert set(erk_density({"a": (2, 2)}, 1.0).values()) == {1.0}
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -116,11 +118,71 @@ def test_the_gradient_is_that_of_the_unmasked_weight() -> None:
         assert bool((found[~dev.synapse_masks[name]] > 0).any()), f"no dead synapse of {name} has a gradient"
 
 
+@pytest.mark.parametrize("rule", ["gmp", "set", "rigl"])
+def test_rules_of_the_literature_follow_their_description(rule: str) -> None:
+    """One development step at a time, from the weights before it: what each paper says, in plain loops."""
+    dev = developer("ordinary", rule=rule, synapses=None, start=0.0, stop=0.75, shrink="never", observe_every=1)
+    weights = dict(dev.model.named_parameters())
+    layers = {layer.weight: layer for layer in dev._engine.plan.synaptic}
+    dense = count_synapses(dev.graph)
+
+    def strength(name: str) -> Tensor:
+        w = weights[name].detach().transpose(0, 1) if layers[name].transposed else weights[name].detach()
+        return w.abs().flatten(2).sum(2) if w.dim() > 2 else w.abs()
+
+    before = {name: mask.clone() for name, mask in dev.synapse_masks.items()}
+    if rule != "gmp":
+        density = {name: float(mask.double().mean()) for name, mask in before.items()}
+        assert dev.connectivity() == pytest.approx(0.3, abs=0.01), "sparse from the start"
+        erk = {name: sum(weights[name].shape) / weights[name].numel() for name in before}
+        scales = [density[name] / erk[name] for name in before if density[name] < 1]
+        assert max(scales) < 1.2 * min(scales)
+    changed = 0
+    for step in range(45):
+        x, y = batch(step)
+        with dev.observing():
+            loss = nn.functional.cross_entropy(dev.model(x), y)
+        dev.optimizers[0].zero_grad()
+        loss.backward()
+        dev.optimizers[0].step()
+        sizes = {name: strength(name).clone() for name in before}
+        gradients = {name: g.clone() for name, g in dev._engine.window.gradients.items()}
+        dev.step()
+        q = (step + 1) / 45
+        for name, was in before.items():
+            now = dev.synapse_masks[name]
+            if rule == "gmp":
+                assert not (now & ~was).any()
+                free = now & (now.sum(1, keepdim=True) > 1) & (now.sum(0, keepdim=True) > 1)  # no last one of a unit
+                died = was & ~now & now.any(1, keepdim=True) & now.any(0, keepdim=True)  # nor with a unit
+                assert not died.any() or sizes[name][free].min() >= sizes[name][died].max()
+                continue
+            number = math.floor(exchange_share(q) * int(was.sum()) + 1e-9) if q < 1 else 0
+            promised = gradients.get(name, torch.zeros_like(sizes[name]))
+            if rule == "rigl":
+                everyone = torch.ones_like(was)
+                expected = by_hand(was, everyone, torch.zeros_like(was), sizes[name], promised, number)
+                assert torch.equal(now, expected)
+            assert int(now.sum()) == int(was.sum())
+            changed += int((now & ~was).sum())
+        before = {name: mask.clone() for name, mask in dev.synapse_masks.items()}
+    shares = [float(mask.double().mean()) for mask in before.values()]
+    assert max(shares) - min(shares) < 0.03 if rule == "gmp" else changed > 0
+    assert count_synapses(dev.graph, dev.alive, dev.synapse_masks) / dense == pytest.approx(0.3, abs=0.01)
+    train(dev, 15, first=45)
+    assert all(torch.equal(mask, before[name]) for name, mask in dev.synapse_masks.items())
+
+
 def test_what_is_not_possible_is_refused() -> None:
     with pytest.raises(DPAPError, match="regrow='sometimes'"):
         developer("ordinary", regrow="sometimes")
     with pytest.raises(DPAPError, match="no window"):
         developer("spiking", rule="paper", target=None, regrow="hebb", synapses=None)
+    for wrong in ({"regrow": "hebb"}, {"synapses": "all"}, {"score": "hebb"}, {"prune": "units"}):
+        with pytest.raises(DPAPError, match="is compared as it is"):
+            developer("ordinary", rule="rigl", **({"synapses": None} | wrong))
+    with pytest.raises(DPAPError, match="prunes down to a connectivity, and to nothing else"):
+        developer("ordinary", rule="set", synapses=None, target=None)
     dev = developer("ordinary", regrow="gradient")
     with pytest.raises(DPAPError, match="saw no backward pass"):
         for step in range(60):

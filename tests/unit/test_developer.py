@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import dpap
 from dpap import DPAP, DevelopmentReport, DPAPError, Stats
-from dpap.method.rules import RULES, resolve
+from dpap.method.named import RULES, resolve
 from dpap.method.rules import dpap as dpap_rule
 
 
@@ -149,7 +149,7 @@ class TestArguments:
     def test_rules_by_object(self) -> None:
         rule = dpap_rule(kappa_unit=0.3)
         assert make(rule=rule).rule is rule
-        assert {resolve(name, score=None).name for name in RULES} == {"dpap", "paper", "released"}
+        assert {resolve(name, score=None).name for name in RULES} == set(RULES)
 
 
 class TestWhatIsSeen:

@@ -27,8 +27,9 @@ from dpap.config.fields import (
 from dpap.data import DATASETS, EVENTS, NEED_PATH, EventSettings
 from dpap.data.encoding import ENCODINGS
 from dpap.errors import DPAPError
+from dpap.method.named import RULES
 from dpap.method.regrowth import Regrow
-from dpap.method.rules import KINDS, RULES
+from dpap.method.rules import KINDS
 from dpap.method.scores import SCORES, TIME_SCORES
 from dpap.models import MODELS, NEURONS, POOLS, READOUTS, SPIKING, SURROGATES, settings_of
 
@@ -332,7 +333,7 @@ class DevelopmentConfig(Section):
             if getattr(self, name) is not None and self.rule not in ("dpap", "none"):
                 raise bad_value(self.key(name), getattr(self, name), f'"none": rule "{self.rule}" has none to choose')
         if self.synapses == "all" and self.rule not in ("dpap", "none"):
-            raise bad_value(self.key("synapses"), "all", f'"linear": rule "{self.rule}" prunes filters only')
+            raise bad_value(self.key("synapses"), "all", f'"linear": rule "{self.rule}" has none to choose')
         if (self.structure is None) == (self.rule == "fixed"):
             said = 'a folder for rule "fixed", and "none" for any other'
             raise bad_value(self.key("structure"), self.structure, said)

@@ -134,8 +134,7 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
             raise DPAPError(
                 f"synapses={synapses!r}.", fix='choose "linear" (linear layers) or "all" (convolutions too).'
             )
-        if not rule.windowed:
-            raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no synapses=.", fix='use rule="dpap".')
+        _check_adjustable(rule, "synapses")
         crowding = CROWDING if synapses == "all" else 0.0
         rule = dataclasses.replace(rule, synapses=cast(Synapses, synapses), crowding=crowding)
     if regrow is not None:
@@ -143,6 +142,7 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
             raise DPAPError(f"regrow={regrow!r}.", fix='choose "hebb", "gradient" or "random", or leave it out.')
         if not rule.windowed:
             raise DPAPError(f"Rule {rule.name!r} has no window in which synapses grow again.", fix='use rule="dpap".')
+        _check_adjustable(rule, "regrow")
         rule = dataclasses.replace(rule, regrow=cast(Regrow, regrow))
     metrics = set(target)
     if prune is None:
@@ -150,14 +150,18 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
         return dataclasses.replace(rule, kinds=rule.kinds & {"unit"}) if units_alone and "unit" in rule.kinds else rule
     if prune not in KINDS:
         raise DPAPError(f"prune={prune!r}.", fix='choose "units", "synapses" or "both".')
-    if not rule.windowed:
-        raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no prune=.", fix='use rule="dpap".')
+    _check_adjustable(rule, "prune")
     if prune == "synapses" and metrics & BY_UNITS:
         raise DPAPError(
             f'prune="synapses" does not bring {", ".join(sorted(metrics & BY_UNITS))} down: only whole units do.',
             fix='pass prune="units" or "both", or name a target of connectivity.',
         )
     return dataclasses.replace(rule, kinds=KINDS[prune])
+
+
+def _check_adjustable(rule: Rule, argument: str) -> None:
+    if not rule.adjustable:
+        raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no {argument}=.", fix='use rule="dpap".')
 
 
 def shortfalls(

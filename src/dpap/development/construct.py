@@ -33,6 +33,11 @@ def check_takes_target(rule: Rule, target: Mapping[str, float]) -> None:
 def checked_target(target: Mapping[str, float], rule: Rule, account: Account) -> dict[str, float]:
     """The target of units and synapses, if the rule and the network can meet it."""
     check_takes_target(rule, target)
+    if rule.windowed and not rule.adjustable and set(target) != {"connectivity"}:
+        raise DPAPError(
+            f"Rule {rule.name!r} prunes down to a connectivity, and to nothing else.",
+            fix='name it: target={"connectivity": 0.1}.',
+        )
     return check_target(target, account, set(rule.kinds))
 
 

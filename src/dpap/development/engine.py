@@ -43,8 +43,9 @@ from dpap.graph.find import find_groups
 from dpap.graph.selection import Pattern
 from dpap.graph.walk import Unknown
 from dpap.hooks import OwnHook
+from dpap.method.named import resolve
 from dpap.method.regrowth import Regrow
-from dpap.method.rules import Prune, Rule, Synapses, resolve
+from dpap.method.rules import Prune, Rule, Synapses
 from dpap.method.schedule import RateWatch, Schedule
 from dpap.method.scores import Score
 from dpap.processes import agree, world
@@ -137,6 +138,7 @@ class Engine:
         copies = [ema] if isinstance(ema, nn.Module) else list(ema or ())
         account = self.survivors.account()
         self.target = checked_target(target, self.rule, account)
+        self.survivors.start_sparse(self.target)
         self.settings = settings_of(self.rule, self.schedule, seed, self.target)
         example = two_samples(self.graph, example_input)
         self.replay = checked_replay(replay, self.survivors, self.target, timed=time is not None)
@@ -174,6 +176,8 @@ class Engine:
         except DPAPError:
             self.masks.close()
             raise
+        if self.rule.sparse_start:
+            self.update_masks()
         self.guard = Guard(self.masks)
         self.regrowth = Regrowth.first(plan, self.synapse_masks)
         self.decider = Decider(
@@ -235,10 +239,6 @@ class Engine:
     def pairs(self) -> dict[str, Tensor]:
         return {} if self.temporal is None else self.temporal.pairs
 
-    @property
-    def total_steps(self) -> int:
-        return self.schedule.total_steps
-
     @contextmanager
     def observing(self) -> Iterator[None]:
         """Observe the passes inside: the first block of each window, then every k-th; else costs next to nothing."""
@@ -264,9 +264,10 @@ class Engine:
 
     def step(self) -> DevelopmentReport | None:
         """Count one step, and develop every so often; see `DPAP.step`."""
-        if self.steps_taken >= self.total_steps:
+        total = self.schedule.total_steps
+        if self.steps_taken >= total:
             raise DPAPError(
-                f"dev.step() was called more than the total_steps={self.total_steps} times that DPAP was made for.",
+                f"dev.step() was called more than the total_steps={total} times that DPAP was made for.",
                 fix="pass the number of calls of dev.step() in the whole run as total_steps.",
             )
         self.steps_taken += 1
@@ -283,7 +284,7 @@ class Engine:
                 self.guard.note(strangers=strangers)
             self.last, self.blocks = self.steps_taken, 0
             self.watching = self.schedule.watches_after(self.steps_taken)
-        if self.steps_taken == self.total_steps:
+        if self.steps_taken == self.schedule.total_steps:
             self.warn_of_shortfalls("The run is over")
         return report
 
@@ -296,7 +297,7 @@ class Engine:
             there |= dict(zip(("pairs", "steps"), self.temporal.shares(self.alive), strict=True))
         broken = [name for name, p in self.plan.parameters.items() if not bool(p.isfinite().all())]
         stop = self.schedule.stop if self.rule.windowed else 0.0
-        for line in shortfalls(self.steps_taken, self.total_steps, stop, asked, there, broken):
+        for line in shortfalls(self.steps_taken, self.schedule.total_steps, stop, asked, there, broken):
             log.warning("%s: %s.", when, line)
 
     def decide(self) -> Decision:
@@ -307,7 +308,7 @@ class Engine:
 
     @property
     def position(self) -> str:
-        return f"step {self.steps_taken} of {self.total_steps}"
+        return f"step {self.steps_taken} of {self.schedule.total_steps}"
 
     @torch.no_grad()
     def commit(self, decision: Decision) -> DevelopmentReport:
@@ -347,7 +348,7 @@ class Engine:
             return
         if self.masks.compiled and self.schedule.watches_after(self.steps_taken):
             return  # every other width is compiled anew: once is enough, after the last development step
-        passes_left = self.passes * (self.total_steps - self.steps_taken) / self.steps_taken
+        passes_left = self.passes * (self.schedule.total_steps - self.steps_taken) / self.steps_taken
         units = self.shrinker.worth_keeping(self.alive, passes_left)
         if units is None:
             return

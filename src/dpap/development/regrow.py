@@ -50,6 +50,8 @@ class Regrowth:
 
     def mature(self, weight: str, step: int) -> Tensor:
         """(O, I): what may be pruned again: born a memory ago, or never."""
+        if not self.plan.rule.settled:
+            return torch.ones_like(self.birthdays[weight], dtype=torch.bool)
         young = self.plan.schedule.memory * self.plan.schedule.total_steps
         return (self.birthdays[weight] < 0) | (step - self.birthdays[weight] >= young - ROUNDING)
 
@@ -64,7 +66,8 @@ class Regrowth:
     ) -> Exchange:
         """The masks after the exchange, layer by layer.
 
-        The share of `exchange_share` is that of one memory of the run, the age from which the newborn compete.
+        The share of `exchange_share` is that of one memory of the run, the age from which the newborn compete (unless
+        the rule says otherwise, `Rule.settled`).
 
         Args:
             masks: Weight -> (O, I), as the schedule left them.
@@ -78,7 +81,7 @@ class Regrowth:
             DPAPError: The gradient is asked for and none was seen.
         """
         found = Exchange(dict(masks), {})
-        share = exchange_share(clock.q) * min(1.0, clock.elapsed / clock.memory)
+        share = exchange_share(clock.q) * (min(1.0, clock.elapsed / clock.memory) if self.plan.rule.settled else 1.0)
         kind = self.plan.rule.regrow
         assert kind is not None
         for layer in self.plan.synaptic:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dpap.development.plan import Plan
 from dpap.graph.group import Layer
+from dpap.method.regrowth import erk_density, sparse_start
 from dpap.pruning.account import Account
 
 STATE = ("alive", "survival", "synapse_masks", "synapse_survival")
@@ -43,6 +44,20 @@ class Survivors:
             synapse_masks={n: torch.ones(s, dtype=torch.bool, device=devices[n]) for n, s in shapes.items()},
             synapse_survival={n: torch.full(s, initial, dtype=dtype, device=devices[n]) for n, s in shapes.items()},
         )
+
+    def start_sparse(self, target: Mapping[str, float]) -> None:
+        """Draw the connections that live from the start, where the rule begins with the connectivity of its target."""
+        plan = self.plan
+        if not plan.rule.sparse_start:
+            return
+        account, shapes = self.account(), {layer.weight: plan.parameters[layer.weight].shape for layer in plan.synaptic}
+        left = target["connectivity"] * account.connectivity() - (account.connectivity() - account.synaptic())
+        density = erk_density(shapes, left / account.synaptic())
+        for layer in plan.synaptic:
+            mask = self.synapse_masks[layer.weight]
+            shape = (mask.shape[0], mask.shape[1])
+            drawn = sparse_start(shape, density[layer.weight], seed=plan.seed, layer=layer.name)
+            self.synapse_masks[layer.weight] = drawn.to(mask.device)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What `loaded` takes."""

@@ -8,6 +8,7 @@ Mocanu et al. 2018 (SET: newborns at random) and Evci et al. 2020 (RigL: where t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -105,27 +106,40 @@ def _first(values: Tensor, number: int) -> Tensor:
     return chosen.view_as(values)
 
 
-def erk_density(shapes: dict[str, tuple[int, int, int]], density: float) -> dict[str, float]:
+def erk_density(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
     """Density of each layer of a network that starts sparse: Erdos-Renyi with kernels, as in Evci et al. 2020.
 
-    In proportion to (inputs + outputs + 2 k) / (inputs x outputs x k^2) for kernels of k x k taps, none above 1.
+    In proportion to (outputs + inputs + kernel height + kernel width) / (their product), none above 1.
 
     Args:
-        shapes: Layer -> (outputs, inputs, side of the kernel).
-        density: Of the whole network.
+        shapes: Weight -> shape.
+        density: Of all of them together.
 
-    >>> {k: round(v, 3) for k, v in erk_density({"a": (10, 10, 1), "b": (100, 100, 1)}, 0.1).items()}
+    >>> {k: round(v, 3) for k, v in erk_density({"a": (10, 10), "b": (100, 100)}, 0.1).items()}
     {'a': 0.918, 'b': 0.092}
     """
-    sizes = {name: o * i * k**2 for name, (o, i, k) in shapes.items()}
-    raw = {name: (o + i + 2 * k if k > 1 else o + i) / sizes[name] for name, (o, i, k) in shapes.items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
     full: set[str] = set()
-    while True:
+    while len(full) < len(raw):
         left = density * sum(sizes.values()) - sum(sizes[name] for name in full)
         scale = left / sum(raw[name] * sizes[name] for name in raw if name not in full)
         over = {name for name in raw if name not in full and scale * raw[name] > 1}
         if not over:
             return {name: 1.0 if name in full else scale * raw[name] for name in raw}
         full |= over
-        if len(full) == len(raw):
-            return dict.fromkeys(raw, 1.0)
+    return dict.fromkeys(raw, 1.0)
+
+
+def sparse_start(shape: tuple[int, int], density: float, *, seed: int, layer: str) -> Bool[Tensor, "O I"]:
+    """Which synapses of a layer live from the start, drawn once per run; every unit has at least one input.
+
+    Args:
+        shape: (outputs, inputs).
+        density: Of the layer.
+        seed: Of the run.
+        layer: Its name.
+    """
+    order = drawn(shape, seed, layer, "start")
+    order.scatter_(1, order.argmax(1, keepdim=True), 2.0)  # the first input of each unit comes before all others
+    return _first(-order, round(density * order.numel()))

@@ -9,7 +9,6 @@ link:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dpap.errors import DPAPError, unknown_name
+from dpap.errors import unknown_name
 from dpap.method.plasticity import Kind, SlidingSums, Stats, WindowSums, final_trace_weights, mean_trace_weights
 from dpap.method.regrowth import Regrow
 from dpap.method.scores import TIME_SCORES, Score, TimeScore, get_score, importance, needs, spine
@@ -95,6 +94,13 @@ class Rule:
     receives, so that units end with about equally many inputs."""
     regrow: Regrow | None = None
     """Which pruned synapses are born again, in exchange for the weakest; None: none."""
+    settled: bool = True
+    """The share exchanged is that of one memory of the run, after which the newborn compete; else of one development
+    step, and they compete at once."""
+    sparse_start: bool = False
+    """Start with the connectivity of the target, the connections drawn."""
+    adjustable: bool = True
+    """Whether a user may change what is scored and pruned; rules that are compared as they are cannot be changed."""
     needs_neurons: bool = False
     time_kinds: frozenset[Kind] = frozenset()
     """What is pruned of time steps: pairs of a unit and a step, steps of a layer."""
@@ -213,6 +219,7 @@ def paper(*, beta: float = 5.0, spine: Literal["sum of products", "product of su
         level=lambda kind, clock: 0.0,
         tolerance=0.0,
         windowed=False,
+        adjustable=False,
         time_kinds=frozenset({"pair"}),
     )
 
@@ -249,6 +256,7 @@ def released() -> Rule:
         level=lambda kind, clock: 0.0,
         tolerance=0.0,
         windowed=False,
+        adjustable=False,
         permanent=False,
         first_epoch=first,
         classifier=False,
@@ -259,26 +267,6 @@ def released() -> Rule:
 def _kept(tensor: Tensor | None) -> Tensor:
     assert tensor is not None, "the rule keeps this sum"
     return tensor
-
-
-RULES: dict[str, Callable[..., Rule]] = {"dpap": dpap, "paper": paper, "released": released}
-
-
-def resolve(rule: str | Rule, *, score: Score | str | None) -> Rule:
-    """The rule that `DPAP(rule=, score=)` names.
-
-    Raises:
-        DPAPError: There is no such rule or score, or the rule does not take a score.
-    """
-    if isinstance(rule, str):
-        if rule not in RULES:
-            raise unknown_name("rule", rule, RULES)
-        rule = RULES[rule]()
-    if score is None:
-        return rule
-    if not rule.windowed:
-        raise DPAPError(f"Rule {rule.name!r} is compared as it is and takes no score=.", fix='use rule="dpap".')
-    return dataclasses.replace(rule, score=get_score(score) if isinstance(score, str) else score)
 
 
 def costly_sums(rule: Rule) -> frozenset[str]:

@@ -23,7 +23,8 @@ from dpap.developer import DPAP
 from dpap.development.replay import Deaths
 from dpap.development.report import DevelopmentReport
 from dpap.errors import DPAPError
-from dpap.method.rules import RULES, Rule, dpap
+from dpap.method.named import RULES
+from dpap.method.rules import Rule, dpap
 from dpap.method.scores import per_kind
 from dpap.metrics import accuracy
 from dpap.models import build
