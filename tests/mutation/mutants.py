@@ -26,6 +26,8 @@ TESTS = (  # quick ones first
     "tests/equivalence/test_development.py",
     "tests/unit/test_budget.py",
     "tests/unit/test_recurrent.py",
+    "tests/equivalence/test_regrow.py",
+    "tests/equivalence/test_conv_synapses.py",
     "tests/equivalence/test_shrink.py",
 )
 
@@ -122,7 +124,14 @@ MUTANTS = (
     Mutant(X, "stats = replace(stats, outgoing=total[rows])", "pass"),
     Mutant(K, "if self.capped and taken[owner]", "if False and taken[owner]"),
     Mutant(K, "self.use[now], self.survival[now]))", "self.survival[now], self.use[now]))"),
-    Mutant(K, 'LEAST_SHARE * shares["connectivity"] * reference["synaptic"]', "-1.0"),
+    Mutant("method/regrowth.py", "weak = living & ~safe & ~strongest", "weak = living & ~safe"),
+    Mutant("method/regrowth.py", "weak = living & ~safe & ~strongest", "weak = living & ~strongest"),
+    Mutant("method/regrowth.py", "dead = ends & ~living", "dead = ~living"),
+    Mutant("development/regrow.py", "days.masked_fill_(~masks[name], UNBORN)", "pass"),
+    Mutant("development/regrow.py", "number = math.floor(share * int(mask.sum()) + ROUNDING)", "number = 1"),
+    Mutant(K, "survival / survival.shape[-1] ** crowding if crowding else survival", "survival"),
+    Mutant(K, 'edge.macs if self.metric == "effective_macs" else edge.kernel', "edge.kernel"),
+    Mutant(K, 'LEAST_SHARE * shares[metric] * reference["synaptic"]', "-1.0"),
     Mutant(K, "            if left <= most:\n                break", "            if left < 0:\n                break"),
     Mutant(
         K,
