@@ -100,22 +100,27 @@ def test_a_resumed_run_grows_the_same(way: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(later.model.parameters(), whole.model.parameters(), strict=True))
 
 
-def test_the_gradient_is_that_of_the_unmasked_weight() -> None:
-    """Sum over the kernel of |dL/dw|, dead kernels included, as autograd has it without DPAP."""
-    dev = developer("ordinary", regrow="gradient", shrink="never", observe_every=1, development_steps=20)
-    train(dev, 33)
+def test_backward_sums_are_those_of_the_unmasked_weight() -> None:
+    """sum |dL/dw| over the kernel, dead kernels included, and |sum w dL/dw|, as autograd has them without DPAP."""
+    dev = developer("ordinary", regrow="gradient", score="taylor", shrink="never", development_steps=20)
+    train(dev, 21)
     plain = copy.deepcopy(dev.model)
-    x, y = batch(33)
+    x, y = batch(21)
     nn.functional.cross_entropy(plain.train()(x), y).backward()
     with dev.observing():
         loss = nn.functional.cross_entropy(dev.model.train()(x), y)
     loss.backward()
-    for name, found in dev._engine.window.gradients.items():
-        weight = dict(plain.named_parameters())[name].grad.abs()
+    backward = dev._engine.window.backward
+    assert len(backward) == 2 * len(dev.synapse_masks)
+    for name, mask in dev.synapse_masks.items():
+        weight = dict(plain.named_parameters())[name]
         layer = next(layer for layer in dev.graph.layers if layer.weight == name)
-        weight = weight.transpose(0, 1) if layer.transposed else weight
-        torch.testing.assert_close(found, weight.flatten(2).sum(2) if weight.dim() > 2 else weight)
-        assert bool((found[~dev.synapse_masks[name]] > 0).any()), f"no dead synapse of {name} has a gradient"
+        for kind, values in (("gradient", weight.grad.abs()), ("taylor", weight.grad * weight.detach())):
+            values = values.transpose(0, 1) if layer.transposed else values
+            values = (values.flatten(2).sum(2) if values.dim() > 2 else values).abs()
+            torch.testing.assert_close(backward[f"{kind} {name}"], values)
+        assert bool((backward[f"gradient {name}"][~mask] > 0).any()), f"no dead synapse of {name} has a gradient"
+        assert not bool(backward[f"taylor {name}"][~mask].any())
 
 
 @pytest.mark.parametrize("rule", ["gmp", "set", "rigl"])
@@ -146,7 +151,7 @@ def test_rules_of_the_literature_follow_their_description(rule: str) -> None:
         loss.backward()
         dev.optimizers[0].step()
         sizes = {name: strength(name).clone() for name in before}
-        gradients = {name: g.clone() for name, g in dev._engine.window.gradients.items()}
+        gradients = {key.split()[1]: g.clone() for key, g in dev._engine.window.backward.items()}
         dev.step()
         q = (step + 1) / 45
         for name, was in before.items():
@@ -183,9 +188,9 @@ def test_what_is_not_possible_is_refused() -> None:
             developer("ordinary", rule="rigl", **({"synapses": None} | wrong))
     with pytest.raises(DPAPError, match="prunes down to a connectivity, and to nothing else"):
         developer("ordinary", rule="set", synapses=None, target=None)
-    dev = developer("ordinary", regrow="gradient")
-    with pytest.raises(DPAPError, match="saw no backward pass"):
-        for step in range(60):
-            with dev.observing():
-                dev.model(batch(step)[0])
-            dev.step()
+    for dev in (developer("ordinary", regrow="gradient"), developer("ordinary", score="taylor")):
+        with pytest.raises(DPAPError, match="There was no backward pass"):
+            for step in range(60):
+                with dev.observing():
+                    dev.model(batch(step)[0])
+                dev.step()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dpap.development.backward import BackwardWatch
 from dpap.development.checks import (
     check_example,
     check_processes,
@@ -30,7 +31,7 @@ from dpap.development.decide import Decider, Decision
 from dpap.development.guard import Guard, agree_on
 from dpap.development.observe import Observer, Seen
 from dpap.development.plan import Plan, check_optimized
-from dpap.development.regrow import GradientWatch, Regrowth
+from dpap.development.regrow import Regrowth
 from dpap.development.replay import Deaths
 from dpap.development.report import DevelopmentReport
 from dpap.development.saved import check_state, settings_of
@@ -167,8 +168,8 @@ class Engine:
         )
 
         # Hooks from here on: whatever is refused was refused above, or takes them off again.
-        self.gradients = GradientWatch(
-            plan, lambda: self.shrinker.present, lambda *seen: self.window.add_gradient(*seen)
+        self.backward = BackwardWatch(
+            plan, lambda: self.shrinker.present, lambda: self.watching, lambda *seen: self.window.add_backward(*seen)
         )
         self.masks = MaskKeeper(model, self.optimizers, copies, owner=self)
         try:
@@ -245,7 +246,6 @@ class Engine:
         wanted = self.watching and self.schedule.observes(self.blocks)
         self.blocks += 1
         self.passes += 1
-        self.gradients.on = wanted
         if wanted:
             self.observer.start()
         complete = False
@@ -443,7 +443,7 @@ class Engine:
     def close(self) -> None:
         """Remove every hook."""
         self.observer.close()
-        self.gradients.close()
+        self.backward.close()
         self.load_guard.remove()
         self.masks.close()
         if self.temporal is not None:

@@ -1,23 +1,18 @@
-"""Synapses that grow again: which in a development step, when each did, and the gradients that are looked at."""
+"""Synapses that grow again: which in a development step, and when each did."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpap.development.plan import Plan
 from dpap.development.window import Window
-from dpap.errors import DPAPError
-from dpap.hooks import OwnHook
 from dpap.method.regrowth import exchange, exchange_share, promise
 from dpap.method.survival import ROUNDING, Clock
-from dpap.pruning.slice import Present
 
 UNBORN = -1
 """In the place of a birthday: has lived from the start of the run, or is dead since."""
@@ -78,7 +73,7 @@ class Regrowth:
             step: Calls of `dev.step()` so far.
 
         Raises:
-            DPAPError: The gradient is asked for and none was seen.
+            DPAPError: The gradient is asked for and there was no backward pass.
         """
         found = Exchange(dict(masks), {})
         share = exchange_share(clock.q) * (min(1.0, clock.elapsed / clock.memory) if self.plan.rule.settled else 1.0)
@@ -88,17 +83,10 @@ class Regrowth:
             name, mask = layer.weight, masks[layer.weight]
             out = alive[layer.out_group][torch.from_numpy(layer.out_units)].to(mask.device)
             ends = out[:, None] & window.living_inputs(layer, alive).to(mask.device)
-            if kind == "gradient" and name not in window.gradients:
-                raise DPAPError(
-                    'regrow="gradient" saw no backward pass since the last development step.',
-                    where=layer.name,
-                    fix="call dev.observing() around the forward pass and backward() before the next one, or choose "
-                    'regrow="hebb", which needs no gradient.',
-                )
             promised = promise(
                 kind,
                 window.of(layer).sums.get("xy"),
-                window.gradients.get(name),
+                window.learned("gradient", name) if kind == "gradient" else None,
                 ends,
                 seed=self.plan.seed,
                 layer=layer.name,
@@ -120,36 +108,3 @@ class Regrowth:
             days.masked_fill_(~masks[name], UNBORN)
             if name in born:
                 days.masked_fill_(born[name], step)
-
-
-class GradientWatch:
-    """Adds up |dL/dw| of the prunable weights, before it is masked, while it is switched on.
-
-    Args:
-        plan: Whose synapses; hooks are put on their weights until `close`.
-        present: What the tensors still hold of the dense network.
-        add: Called with the weight's name and (O, I), once per backward pass.
-    """
-
-    def __init__(self, plan: Plan, present: Callable[[], Present], add: Callable[[str, Tensor], None]) -> None:
-        self.on = False
-        self._present, self._add = present, add
-        self._transposed = {layer.weight for layer in plan.synaptic if layer.transposed}
-        self._handles: list[Any] = [
-            plan.parameters[layer.weight].register_post_accumulate_grad_hook(OwnHook(partial(self._seen, layer.weight)))  # type: ignore[no-untyped-call]
-            for layer in plan.synaptic
-            if plan.rule.regrow == "gradient"
-        ]
-
-    def _seen(self, name: str, parameter: Tensor) -> None:
-        if not self.on or parameter.grad is None:
-            return
-        size = self._present().dense(name, parameter.grad.detach().abs().nan_to_num(0, posinf=0))
-        size = size.transpose(0, 1) if name in self._transposed else size
-        self._add(name, size.flatten(2).sum(2) if size.dim() > 2 else size)
-
-    def close(self) -> None:
-        """Remove every hook."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()

@@ -110,6 +110,8 @@ class Scoring:
         stats = sums.stats(layer.name, kind, self.plan.seed, weight, alive.to(weight.device))
         if kind == "unit":
             stats = self._with_neighbours(stats, layer)
+        elif "taylor" in needs(self.plan.rule.score):
+            stats = replace(stats, taylor=self.window.learned("taylor", layer.weight))
         score: Any = self.plan.rule.score(stats)  # a user's function may answer anything
         shape = weight.shape[:1] if kind == "unit" else weight.shape[:2]
         if not isinstance(score, Tensor) or score.shape != shape:

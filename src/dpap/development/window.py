@@ -60,8 +60,8 @@ class Window:
     sums: dict[tuple[str, int], Sums] = field(default_factory=dict)
     arrivals: dict[str, Tensor] = field(default_factory=dict)
     """Weight -> (I,): spikes x positions that read them."""
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    """Weight -> (O, I): sum of |dL/dw| over the backward passes, where regrowth asks for it."""
+    backward: dict[str, Tensor] = field(default_factory=dict)
+    """Sum and weight ("taylor fc1.weight") -> (O, I), over the backward passes; those that the rule reads."""
     passes: int = 0
     """Counted passes."""
     skipped: Counter[str] = field(default_factory=Counter)
@@ -87,9 +87,25 @@ class Window:
             total = self.arrivals.setdefault(layer.weight, torch.zeros_like(arrivals))
             total += arrivals
 
-    def add_gradient(self, weight: str, size: Tensor) -> None:
+    def add_backward(self, kind: str, weight: str, values: Tensor) -> None:
         """Account for one backward pass."""
-        self.gradients[weight] = self.gradients[weight] + size if weight in self.gradients else size
+        key = f"{kind} {weight}"
+        self.backward[key] = self.backward[key] + values if key in self.backward else values
+
+    def learned(self, kind: str, weight: str) -> Tensor:
+        """A sum over the backward passes.
+
+        Raises:
+            DPAPError: There was none.
+        """
+        if f"{kind} {weight}" not in self.backward:
+            raise DPAPError(
+                f"There was no backward pass since the last development step, of which the {kind} sums are taken.",
+                where=weight,
+                fix="call loss.backward() between two calls of dev.step(); score= and regrow= have choices that need "
+                "none.",
+            )
+        return self.backward[f"{kind} {weight}"]
 
     def skip(self, reason: str) -> None:
         """Note a pass that does not count."""
@@ -140,7 +156,7 @@ class Window:
             for layer in self.layers
             if layer.weight in self.arriving
         }
-        tensors += [*arrivals.values(), *self.gradients.values()]
+        tensors += [*arrivals.values(), *self.backward.values()]
         counted, *found = summed(tensors)
         passes, *rest = (int(n) for n in counted.tolist())
         parts = iter(found)
@@ -152,7 +168,7 @@ class Window:
             self,
             sums=sums,
             arrivals={weight: next(parts) for weight in arrivals},
-            gradients={weight: next(parts) for weight in self.gradients},
+            backward={key: next(parts) for key in self.backward},
             passes=passes,
             skipped=Counter(dict(zip(SKIPPED, rest, strict=False))),
         )
@@ -204,7 +220,7 @@ class Window:
         for sums in self.sums.values():
             sums.close()
         self.arrivals.clear()
-        self.gradients.clear()
+        self.backward.clear()
         self.passes = 0
         self.skipped.clear()
 
@@ -212,7 +228,7 @@ class Window:
         return {
             "counts": {"passes": self.passes, **self.skipped},
             "arrivals": {k: v.clone() for k, v in self.arrivals.items()},
-            "gradients": {k: v.clone() for k, v in self.gradients.items()},
+            "backward": {k: v.clone() for k, v in self.backward.items()},
             "sums": {f"{weight}@{call}": sums.state_dict() for (weight, call), sums in self.sums.items()},
         }
 
@@ -223,7 +239,7 @@ class Window:
             self,
             sums={},
             arrivals={k: v.clone() for k, v in state["arrivals"].items()},
-            gradients={k: v.clone() for k, v in state.get("gradients", {}).items()},
+            backward={k: v.clone() for k, v in state.get("backward", {}).items()},
             passes=int(counts.pop("passes", 0)),
             skipped=Counter({reason: int(count) for reason, count in counts.items()}),
         )

@@ -3,7 +3,8 @@
 They rank the connections of a layer by |w| as it is, without memory. `gmp` (Zhu & Gupta 2018) prunes the same share of
 every layer, more and more. `set` (Mocanu et al. 2018) and `rigl` (Evci et al. 2020) are sparse from the start and
 exchange the weakest connections of each layer at every development step, `set` for any, `rigl` for those with the
-largest gradient. No unit is pruned but those left without inputs or outputs; in an exchange the strongest input of a unit and the strongest output of an input stay.
+largest gradient. No unit is pruned but those left without inputs or outputs; in an exchange the strongest input of a
+unit and the strongest output of an input stay.
 """
 
 from __future__ import annotations

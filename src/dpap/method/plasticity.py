@@ -224,6 +224,9 @@ class Stats:
     """The same, summed over the living inputs."""
     spine: Float[Tensor, " O"] | None = None
     """Sum of the right-hand form of Eq. (7), per sample."""
+    # Of the backward passes (kind "synapse" alone, for scores that ask for it).
+    taylor: Float[Tensor, "O I"] | None = None
+    """Sum of |w dL/dw|, the taps of a kernel added before the size is taken."""
     # What stands around the units (kind "unit" alone, for scores that ask for it).
     norm_scale: Float[Tensor, " O"] | None = None
     """Scale of the norm behind the layer."""

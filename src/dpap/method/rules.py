@@ -269,6 +269,11 @@ def _kept(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
+def backward_sums(rule: Rule) -> frozenset[str]:
+    """What the rule reads of backward passes: "gradient", "taylor"."""
+    return (needs(rule.score) & {"taylor"}) | (frozenset({"gradient"}) if rule.regrow == "gradient" else frozenset())
+
+
 def costly_sums(rule: Rule) -> frozenset[str]:
     """What the rule reads beyond the cheap sums; see `dpap.method.scores.needs`."""
     return needs(rule.score) | (frozenset({"pairs"}) if rule.regrow == "hebb" else frozenset())

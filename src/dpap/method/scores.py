@@ -1,8 +1,8 @@
 """What a unit or a synapse is worth: the links that an ablation swaps. A user's `score=` is one more of them.
 
 A score takes `Stats` and answers (O,) for units, (O, I) for synapses, never negative. It compares siblings only, so its
-scale does not matter. `needs` names what costs something to have: the sums "pairs" (one per synapse) and "stdp", and,
-of units, "norm_scale" and "outgoing".
+scale does not matter. `needs` names what costs something to have: the sums "pairs" (one per synapse) and "stdp", of
+backward passes "taylor", and, of units, "norm_scale" and "outgoing".
 """
 
 from __future__ import annotations
@@ -166,6 +166,15 @@ def weighted_input(stats: Stats) -> Tensor:
 
 def _over_inputs(stats: Stats, values: Tensor) -> Tensor:
     return values.flatten(1).sum(1) if stats.kind == "unit" else values
+
+
+@score_link("taylor", "taylor")
+def taylor(stats: Stats) -> Tensor:
+    """sum |w dL/dw| of a synapse: what the loss would lose with it, to first order, summed over the window (Molchanov
+    et al. 2017). The use of a synapse as learning sees it: what passes it times what is made of it."""
+    if stats.kind == "unit":
+        return bcm_net(stats)
+    return _sum(stats.taylor, "taylor")
 
 
 @score_link("norm-scale", "norm_scale")
