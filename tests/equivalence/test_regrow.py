@@ -105,10 +105,12 @@ def test_backward_sums_are_those_of_the_unmasked_weight() -> None:
     dev = developer("ordinary", regrow="gradient", score="taylor", shrink="never", development_steps=20)
     train(dev, 21)
     plain = copy.deepcopy(dev.model)
+    plain.zero_grad()
     x, y = batch(21)
     nn.functional.cross_entropy(plain.train()(x), y).backward()
     with dev.observing():
         loss = nn.functional.cross_entropy(dev.model.train()(x), y)
+    dev.optimizers[0].zero_grad()
     loss.backward()
     backward = dev._engine.window.backward
     assert len(backward) == 2 * len(dev.synapse_masks)
