@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpap.config import Config, TargetConfig, to_toml
+from dpap.config import Config, DevelopmentConfig, TargetConfig, to_toml
 from dpap.recipes import recipe
 from dpap.report.history import read_history
 from dpap.report.numbers import Key
@@ -252,6 +252,62 @@ def cifar10_small() -> Iterator[Arm]:
     yield from seeded("cifar10-small", "dpap-75", smaller, 1)
 
 
+def eighth(epochs: int = 10, **model: Any) -> Config:
+    """6Conv2FC at an eighth of its width (16-16-32-32-64-64, 64) on 4,000 images of CIFAR-10: what two cores can do."""
+    config = change(small("cifar10-snn-small", 4_000, epochs), data={"batch_size": 50, "erasing": 0.0, "crop": 0})
+    return change(config, optimizer={"lr": 4e-3}, model={"width": 0.5, **model}, development={"shrink": "never"})
+
+
+def connections(config: Config, percent: int, score: str, **settings: Any) -> Config:
+    """Connections of all layers are pruned, down to `percent` of them."""
+    return pruned(config, {"connectivity": percent / 100}, synapses="all", synapse_score=score, **settings)
+
+
+def with_structure(study: str, name: str, config: Config, of: str, seeds: int, *, shuffled: bool) -> Iterator[Arm]:
+    """The structure that another arm found, trained from the start."""
+    for arm in seeded(study, name, config, seeds, against=of):
+        folder = str(RUNS / study / of / str(arm.config.seed))
+        fixed = DevelopmentConfig(rule="fixed", structure=folder, shuffled=shuffled)
+        yield replace(arm, config=replace(arm.config, development=fixed))
+
+
+def kernels(study: str, base: Config, seeds: int) -> Iterator[Arm]:
+    """What is compared in both networks; the widths of the narrow ones give the effective MACs of the pruned ones."""
+    yield from seeded(study, "control", control(base), seeds)
+    for percent, width in ((5, 0.25), (2, 0.177)):
+        for score in ("taylor", "magnitude", "random"):
+            against = "" if score == "taylor" else f"taylor-{percent}"
+            yield from seeded(study, f"{score}-{percent}", connections(base, percent, score), seeds, against=against)
+        narrow = control(change(base, model={"width": width}))
+        yield from seeded(study, f"narrow-{percent}", narrow, seeds, against=f"taylor-{percent}")
+    yield from seeded(study, "taylor-20", connections(base, 20, "taylor"), seeds)
+
+
+def kernels_ann() -> Iterator[Arm]:
+    """Connections of convolutions with ReLU: 6Conv2FC at an eighth of its width, 4,000 images of CIFAR-10, 10 epochs.
+    Scores, controls, and other ways to prune connections, at 20, 5 and 2 % of them."""
+    study, base = "kernels-ann", eighth(neuron="relu", num_steps=1)
+    yield from kernels(study, base, 3)
+    for name, shuffled in (("reinit-5", False), ("shuffled-5", True)):
+        yield from with_structure(study, name, base, "taylor-5", 3, shuffled=shuffled)
+    sparse = {"start": 0.0, "stop": 0.75}
+    for rule, window in (("gmp", {}), ("set", sparse), ("rigl", sparse)):
+        config = pruned(base, {"connectivity": 0.05}, rule=rule, **window)
+        yield from seeded(study, f"{rule}-5", config, 2, against="taylor-5")
+    for regrow in ("gradient", "hebb", "random"):
+        config = connections(base, 5, "taylor", regrow=regrow)
+        yield from seeded(study, f"regrow-{regrow}-5", config, 2, against="taylor-5")
+    yield from seeded(study, "weighted-input-5", connections(base, 5, "weighted-input"), 2, against="taylor-5")
+    units = pruned(base, {"macs": 0.25}, unit_score="magnitude")
+    yield from seeded(study, "units-25", units, 2, against="narrow-5")
+
+
+def kernels_snn() -> Iterator[Arm]:
+    """Connections of convolutions with spiking neurons, T = 4: 6Conv2FC at an eighth of its width, 4,000 images of
+    CIFAR-10, 10 epochs, at 20, 5 and 2 % of the connections."""
+    yield from kernels("kernels-snn", eighth(), 2)
+
+
 def nmnist() -> Iterator[Arm]:
     """N-MNIST, a subset of 1,100 recordings, 5 folds (880 to learn from, 220 tested), T = 20, 2Conv2FC: 60 % of the
     weights and half of the pairs of a unit and a step are pruned. In `random` units, synapses and steps are drawn."""
@@ -290,6 +346,8 @@ STUDIES: dict[str, Callable[[], Iterator[Arm]]] = {
     "mnist-ann": mnist_ann,
     "mnist-2fc": mnist_2fc,
     "cifar10-small": cifar10_small,
+    "kernels-ann": kernels_ann,
+    "kernels-snn": kernels_snn,
     "nmnist": nmnist,
     "mnist-saccade": mnist_saccade,
 }
