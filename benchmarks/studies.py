@@ -91,7 +91,7 @@ def rates() -> Iterator[Arm]:
         yield from seeded("rates", f"lr-{lr:g}", change(control(base), optimizer={"lr": lr}), 1)
 
 
-SYNAPSE_SCORES = ("weighted-input", "bcm", "bcm-net", "magnitude", "bcm-alone", "random")
+SYNAPSE_SCORES = ("weighted-input", "taylor", "bcm", "bcm-net", "magnitude", "bcm-alone", "random")
 DEFAULT = "weighted-input"
 """What E1 chose; `bcm-net` was specified, `bcm` tried in between."""
 
