@@ -22,7 +22,7 @@ def network(kind: str) -> nn.Module:
             *(nn.Conv2d(8, 10, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(10), nn.ReLU()),
             *(nn.Conv2d(10, 8, 3, dilation=2, padding=2), nn.ReLU()),
             *(nn.ConvTranspose2d(8, 6, 2, stride=2), nn.ReLU()),
-            *(nn.Conv2d(6, 8, 3, groups=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(6, 8, 3, groups=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.ReLU()),
             *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 4)),
         )
     return model.double()

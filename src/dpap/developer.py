@@ -61,7 +61,7 @@ class DPAP:
         prune: What may be pruned: "units" (channels and neurons), "synapses" (single connections) or "both". By default
             both, but for a target of macs, parameters or latency alone, which only whole units bring down: units.
         synapses: Which layers lose single connections: "linear" ones (the default) or "all", convolutions too: there
-            the kernel between an input and an output channel is one connection. Grouped convolutions and the layer
+            the kernel between an input and an output channel is one connection. Depthwise convolutions and the layer
             that reads the network's input keep theirs.
         regrow: Let pruned connections grow again while pruning goes on, in exchange for the weakest of their layer:
             "hebb" (those whose two ends are active together), "gradient" (those whose weight the loss would move most)

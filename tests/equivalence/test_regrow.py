@@ -162,7 +162,7 @@ def test_rules_of_the_literature_follow_their_description(rule: str) -> None:
                 assert not (now & ~was).any()
                 free = now & (now.sum(1, keepdim=True) > 1) & (now.sum(0, keepdim=True) > 1)  # no last one of a unit
                 died = was & ~now & now.any(1, keepdim=True) & now.any(0, keepdim=True)  # nor with a unit
-                assert not died.any() or sizes[name][free].min() >= sizes[name][died].max()
+                assert not (died.any() and free.any()) or sizes[name][free].min() >= sizes[name][died].max()
                 continue
             number = math.floor(exchange_share(q) * int(was.sum()) + 1e-9) if q < 1 else 0
             promised = gradients.get(name, torch.zeros_like(sizes[name]))
@@ -173,8 +173,11 @@ def test_rules_of_the_literature_follow_their_description(rule: str) -> None:
             assert int(now.sum()) == int(was.sum())
             changed += int((now & ~was).sum())
         before = {name: mask.clone() for name, mask in dev.synapse_masks.items()}
-    shares = [float(mask.double().mean()) for mask in before.values()]
-    assert max(shares) - min(shares) < 0.03 if rule == "gmp" else changed > 0
+    if rule == "gmp":  # a floor of one in three inputs shows in the grouped one
+        shares = [float(mask.double().mean()) for mask in before.values() if mask.shape[1] > 3]
+        assert max(shares) - min(shares) < 0.03
+    else:
+        assert changed > 0
     assert count_synapses(dev.graph, dev.alive, dev.synapse_masks) / dense == pytest.approx(0.3, abs=0.02)
     train(dev, 15, first=45)
     assert all(torch.equal(mask, before[name]) for name, mask in dev.synapse_masks.items())

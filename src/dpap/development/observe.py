@@ -71,7 +71,7 @@ class Observer:
         self._receiving: dict[Site, Tensor] = {}
         self.fit(Present.whole(model, graph))
         self._calls: dict[tuple[str, str], int] = defaultdict(int)
-        sites = {s for layer in self.layers for s in (layer.pre, layer.post) if s is not None}
+        sites = {s for layer in self.layers for s in (layer.pre, layer.output_site) if s is not None}
         self._sites = {(s.module, s.side, s.call): s for s in sites}
         self._per_step = _calls_per_step(graph)
         self._handles: list[Any] = (
@@ -217,9 +217,9 @@ class Observer:
             self._seen[site] = torch.cat(steps)
         seen: list[Seen] = []
         for layer, inputs, rows in zip(self.layers, self._inputs, self._rows, strict=True):
-            if layer.pre in self._seen and layer.post in self._seen:
+            if layer.pre in self._seen and layer.output_site in self._seen:
                 pre = _spread(self._seen[layer.pre], inputs, len(layer.in_unit))
-                post = _spread(self._seen[layer.post], rows, len(layer.out_units))
+                post = _spread(self._seen[layer.output_site], rows, len(layer.out_units))
                 arrived = self._arrived.get(layer.pre)
                 seen.append(
                     (layer, pre, post, None if arrived is None else _spread(arrived, inputs, len(layer.in_unit)))
@@ -241,7 +241,7 @@ def _finite(seen: Sequence[Seen]) -> bool:
 
 def _calls_per_step(graph: Graph) -> dict[tuple[str, str], int]:
     """(module, side) -> how often each step calls the module, for those that a loop over time calls."""
-    sites = [s for layer in graph.layers for s in (layer.pre, layer.post) if s is not None]
+    sites = [s for layer in graph.layers for s in (layer.pre, layer.output_site) if s is not None]
     found: dict[tuple[str, str], int] = defaultdict(int)
     for s in sites:
         if s.layout == "call per step":

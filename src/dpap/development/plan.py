@@ -80,9 +80,9 @@ def _prunable_synapses(graph: Graph, rule: Rule, parameters: Mapping[str, Tensor
 
 
 def _between_units(layer: Layer) -> bool:
-    """Whether the kernels of a convolution are synapses between two units: a grouped one has both ends in one unit, and
-    the first layer's come from the network's input."""
-    return layer.groups == 1 and bool(layer.in_group)
+    """Whether the kernels of a convolution are synapses that a unit can do without: not those of the network's input,
+    nor of a depthwise convolution, whose units have one input each."""
+    return bool(layer.in_group) and (layer.groups == 1 or (layer.in_features > 1 and not layer.transposed))
 
 
 def _observed_layers(graph: Graph, groups: set[str], weights: set[str], all_spikes: bool) -> tuple[Layer, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpap.development.plan import Plan
+from dpap.development.scoring import inside_groups
 from dpap.development.window import Window
 from dpap.method.regrowth import exchange, exchange_share, promise
 from dpap.method.survival import ROUNDING, Clock
@@ -82,10 +83,13 @@ class Regrowth:
         for layer in self.plan.synaptic:
             name, mask = layer.weight, masks[layer.weight]
             out = alive[layer.out_group][torch.from_numpy(layer.out_units)].to(mask.device)
-            ends = out[:, None] & window.living_inputs(layer, alive).to(mask.device)
+            ends = out[:, None].expand_as(mask)  # a grouped convolution has both ends in one unit
+            if layer.groups == 1:
+                ends = ends & window.living_inputs(layer, alive).to(mask.device)
+            xy = window.of(layer).sums.get("xy")
             promised = promise(
                 kind,
-                window.of(layer).sums.get("xy"),
+                xy if xy is None or layer.groups == 1 else inside_groups(xy, layer),
                 window.learned("gradient", name) if kind == "gradient" else None,
                 ends,
                 seed=self.plan.seed,

@@ -108,6 +108,8 @@ class Scoring:
         if kind == "synapse" and weight.dim() > 2:
             weight = weight.abs().flatten(2).sum(2)  # the strength of a kernel
         stats = sums.stats(layer.name, kind, self.plan.seed, weight, alive.to(weight.device))
+        if layer.groups > 1:
+            stats = _grouped(stats, layer)
         if kind == "unit":
             stats = self._with_neighbours(stats, layer)
         elif "taylor" in needs(self.plan.rule.score):
@@ -132,3 +134,21 @@ class Scoring:
             where=self.position,
             fix="lower the learning rate or clip gradients, and go on from the last checkpoint.",
         )
+
+
+def inside_groups(values: Tensor, layer: Layer) -> Tensor:
+    """Of what belongs to the input entries of a grouped convolution, (I,) or (O, I): that of the entries which each
+    output reads, (O, I / groups)."""
+    outputs, inputs = len(layer.out_units), layer.in_features
+    group = torch.arange(outputs, device=values.device) // (outputs // layer.groups)
+    read = group[:, None] * inputs + torch.arange(inputs, device=values.device)
+    return values[read] if values.dim() == 1 else values.gather(1, read)
+
+
+def _grouped(stats: Stats, layer: Layer) -> Stats:
+    given = {name: getattr(stats, name) for name in ("x", "rate_x", "xy", "xyy", "stdp")}
+    entries = len(layer.in_unit)  # one column where the sum is that of all inputs
+    aligned: dict[str, Any] = {
+        name: inside_groups(v, layer) for name, v in given.items() if v is not None and v.shape[-1] == entries
+    }
+    return replace(stats, **aligned)

@@ -34,7 +34,7 @@ class Survivors:
     @classmethod
     def first(cls, plan: Plan) -> Survivors:
         """All alive."""
-        shapes = {layer.weight: (len(layer.out_units), len(layer.in_unit)) for layer in plan.synaptic}
+        shapes = {layer.weight: (len(layer.out_units), layer.in_features) for layer in plan.synaptic}
         devices = {name: plan.parameters[name].device for name in shapes}
         initial, dtype = plan.rule.initial, plan.dtype
         return cls(

@@ -186,7 +186,7 @@ class Window:
         if sums is not None and sums.samples:
             return sums
         raise DPAPError(
-            f"No batch was observed at {layer.pre} and {layer.post} between development steps.",
+            f"No batch was observed at {layer.pre} and {layer.output_site} between development steps.",
             where=layer.name,
             fix="run the forward pass inside `with dev.observing():`, and make DPAP before torch.compile (a compiled "
             "model skips hooks that were added after its first call).",

@@ -124,10 +124,17 @@ class Layer:
     exact. Linear: shape (), value 1."""
     groups: int = 1
     """Of a grouped convolution: output feature o reads the I / groups input features of its own group. Those live and
-    are pruned with it as one unit, so such a layer is no edge between units: it is not scored (`post` is None),
-    isolates no unit, and its counts go with its units."""
+    are pruned with it as one unit, so such a layer is no edge between units: it says nothing of units (`post` is
+    None), isolates none, and its counts go with its units."""
+    inner: Site | None = None
+    """Of a grouped convolution, where its output is seen."""
     transposed: bool = False
     """The weight is (I, O / groups, ...), not (O, I / groups, ...)."""
+
+    @property
+    def output_site(self) -> Site | None:
+        """Where the layer's output is seen, whether it drives units or not."""
+        return self.inner if self.post is None else self.post
 
     @property
     def in_features(self) -> int:

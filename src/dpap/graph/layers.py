@@ -100,6 +100,7 @@ def _layer(calls: Sequence[LayerCall], found: Found, layout: Layouts) -> Layer:
     reading, features = (call.input, len(call.in_ids)) if call.transposed else (call.output, len(call.out_ids))
     executions = len(calls) * int(np.prod(reading.shape)) // (features * layout.batch(reading))
     steps = 1 if len(calls) == 1 and layout.of(call.output)[0] == "B" else layout.num_steps
+    site = None if post is None else layout.site(post)
     return Layer(
         name=call.name,
         call=call.call,
@@ -116,12 +117,13 @@ def _layer(calls: Sequence[LayerCall], found: Found, layout: Layouts) -> Layer:
         steps=steps,
         macs_per_synapse=executions * call.kernel,
         pre=layout.site(Seen(call.name, call.call, "input", call.input, call.input_axis)) if call.observed else None,
-        post=None if post is None or call.groups > 1 else layout.site(post),
+        post=None if call.groups > 1 else site,
         post_row=post_row,
         post_features=post_features,
         spike_divisor=_sample([c.input for c in calls], layout),
         fanout=call.fanout,
         groups=call.groups,
+        inner=site if call.groups > 1 else None,
         transposed=call.transposed,
     )
 

@@ -201,9 +201,9 @@ class Stats:
     """E[y^2] in the previous window, likewise."""
     yy: Float[Tensor, " O"] | None = None
     """Sum of y^2."""
-    x: Float[Tensor, " I"] | None = None
-    """Sum of the pre activity."""
-    rate_x: Float[Tensor, " I"] | None = None
+    x: Float[Tensor, "*rows I"] | None = None
+    """Sum of the pre activity; of a grouped convolution (O, I / groups), that of the inputs which each output reads."""
+    rate_x: Float[Tensor, "*rows I"] | None = None
     """Sum of the mean input per step, without a trace."""
     rate_y: Float[Tensor, " O"] | None = None
     """Sum of the mean output per step, without a trace."""

@@ -160,8 +160,8 @@ def magnitude(stats: Stats) -> Tensor:
 @score_link("weighted-input")
 def weighted_input(stats: Stats) -> Tensor:
     """|w| E[x]: how much current a synapse carries; summed over its inputs for a unit."""
-    mean = (_sum(stats.x, "x") / stats.samples).reshape(1, -1, *[1] * (stats.weight.dim() - 2))
-    return _over_inputs(stats, stats.weight.abs() * mean.abs())
+    mean = (_sum(stats.x, "x") / stats.samples).abs()
+    return _over_inputs(stats, stats.weight.abs() * mean.view(*mean.shape, *[1] * (stats.weight.dim() - 2)))
 
 
 def _over_inputs(stats: Stats, values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What is there: living synapses, connectivity, parameters. Counted from the graph and the masks, never from values.
 
 Every function takes `alive` (group name -> bool (units,)) and, where single synapses matter, `synapses` (weight name ->
-bool (O, I); the kernel between two channels of a convolution is one). What is not in the mapping is alive.
+bool (O, I / groups); the kernel between two channels of a convolution is one). What is not in the mapping is alive.
 """
 
 from __future__ import annotations
@@ -126,12 +126,12 @@ def unit_density(graph: Graph, alive: Mapping[str, Tensor] = ALL) -> dict[str, f
 def stored_synapses(model: nn.Module, graph: Graph) -> dict[str, Tensor]:
     """`synapses` of a network that came without its masks, such as a compacted one: the weights that are not zero.
 
-    Only layers that have one are listed; grouped convolutions have none.
+    Only layers that have one are listed.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     masks = {}
     for layer in distinct_layers(graph):
-        if layer.groups == 1:
+        if layer.groups == 1 or not layer.transposed:
             weight = named[layer.weight].detach()
             weight = weight.transpose(0, 1) if layer.transposed else weight
             masks[layer.weight] = (weight.flatten(2) != 0).any(2) if weight.dim() > 2 else weight != 0
@@ -181,7 +181,7 @@ def living_fan_out(
     if mask is None:
         reached = outputs.reshape(layer.groups, -1).sum(1).repeat_interleave(layer.in_features)
     else:
-        reached = mask.cpu()[outputs].sum(0)
+        reached = (mask.cpu() & outputs[:, None]).reshape(layer.groups, -1, layer.in_features).sum(1).reshape(-1)
     return inputs * reached
 
 
@@ -189,7 +189,7 @@ def check_living(graph: Graph, alive: Mapping[str, Tensor], synapses: Mapping[st
     """Refuse names and shapes that do not belong to the graph.
 
     Raises:
-        DPAPError: An unknown group or weight, a wrong shape, or a synapse mask of a grouped convolution.
+        DPAPError: An unknown group or weight, or a wrong shape.
     """
     units = {group.name: group.units for group in graph.groups}
     weights = {layer.weight: layer for layer in distinct_layers(graph)}
@@ -200,13 +200,7 @@ def check_living(graph: Graph, alive: Mapping[str, Tensor], synapses: Mapping[st
     for name, mask in synapses.items():
         if name not in weights:
             raise unknown_name("weight", name, weights)
-        layer = weights[name]
-        if layer.groups > 1:
-            raise DPAPError(
-                f"{name} is the weight of a grouped convolution.",
-                fix="its connections lie inside its units; it loses units and has no synapse mask.",
-            )
-        _check_shape(mask, (layer.out_units.size, layer.in_owner.size), f"synapses[{name!r}]")
+        _check_shape(mask, (weights[name].out_units.size, weights[name].in_features), f"synapses[{name!r}]")
 
 
 def _check_shape(mask: Tensor, shape: tuple[int, ...], where: str) -> None:

@@ -34,7 +34,7 @@ class Victim(NamedTuple):
 class _Edge:
     """All synapses of one weight, (O, I / groups); a convolution's kernel is one synapse of `kernel` weights.
 
-    With `groups` > 1 every synapse lies inside one unit: it lives as long as the unit, and feeds no other.
+    With `groups` > 1 every synapse lies inside one unit: it feeds no other.
     """
 
     weight: str
@@ -64,6 +64,12 @@ class _Edge:
         return np.asarray(
             (self.in_groups[columns] == self.out_group) & (self.in_units[columns] == self.out_units[rows])
         )
+
+    def entries(self, rows: IntArray, columns: IntArray) -> IntArray:
+        """The input entries behind columns: those of a grouped convolution begin anew in every group."""
+        if self.groups == 1:
+            return columns
+        return np.asarray(rows // (len(self.row) // self.groups) * self.living.shape[1] + columns)
 
     def feeding(self) -> BoolArray:
         """The living synapses between two different units."""
@@ -278,6 +284,8 @@ class Account:
         row, column = divmod(victim.place, edge.living.shape[1])
         if not edge.living[row, column]:
             return False
+        if edge.groups > 1:
+            return self._kill_inside(edge, row, column)
         unit = edge.out_units[row]
         group, feeding = int(edge.in_groups[column]), int(edge.in_units[column])
         between = (group, feeding) != (edge.out_group, unit)
@@ -292,6 +300,15 @@ class Account:
             self.inputs[edge.out_group][unit] -= 1
             if group >= 0:
                 self.outputs[group][feeding] -= 1
+        return True
+
+    def _kill_inside(self, edge: _Edge, row: int, column: int) -> bool:
+        """A synapse whose ends lie in one unit; each of the unit's rows keeps an input."""
+        if edge.row[row] <= 1:
+            return False
+        edge.living[row, column] = False
+        edge.row[row] -= 1
+        edge.col[edge.entries(np.array([row]), np.array([column]))] -= 1
         return True
 
     def living_synapses(self, owner: IntArray, index: IntArray) -> BoolArray:
@@ -312,6 +329,11 @@ class Account:
         for o in np.unique(owner):
             edge = self.edges[int(o)]
             row, column = np.divmod(index[owner == o], edge.living.shape[1])
+            if edge.groups > 1:
+                if (edge.row[row] <= np.bincount(row, minlength=len(edge.row))[row]).any():
+                    return False
+                plan.append((edge, row, column))
+                continue
             between = ~edge.returns(row, column)
             np.subtract.at(inputs[edge.out_group], edge.out_units[row[between]], 1)
             fed = column[between & (edge.in_groups[column] >= 0)]
@@ -327,7 +349,7 @@ class Account:
         for edge, row, column in plan:
             edge.living[row, column] = False
             edge.row -= np.bincount(row, minlength=len(edge.row))
-            edge.col -= np.bincount(column, minlength=len(edge.col))
+            edge.col -= np.bincount(edge.entries(row, column), minlength=len(edge.col))
         self.inputs, self.outputs = inputs, outputs
         return True
 
@@ -367,5 +389,5 @@ def _edge(layer: Layer, number: dict[str, int], synapses: BoolArray | None) -> _
         macs=layer.macs_per_synapse,
         living=np.ones(shape, dtype=bool) if synapses is None else np.array(synapses),
         row=np.zeros(shape[0], dtype=np.int64),
-        col=np.zeros(shape[1], dtype=np.int64),
+        col=np.zeros(len(layer.in_unit), dtype=np.int64),
     )

@@ -257,7 +257,8 @@ class CountGoal:
             mine, edge = owner == o, self.account.edges[int(o)]
             if self.metric == "sops":
                 arrivals = self.account.arrivals[int(o)]
-                worth[mine] = 0 if arrivals is None else arrivals[index[mine] % len(edge.col)]
+                rows, columns = np.divmod(index[mine], edge.living.shape[1])
+                worth[mine] = 0 if arrivals is None else arrivals[edge.entries(rows, columns)]
             else:
                 worth[mine] = edge.macs if self.metric == "effective_macs" else edge.kernel
         return worth
