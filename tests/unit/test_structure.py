@@ -17,6 +17,7 @@ from dpap.errors import DPAPError
 from dpap.metrics import stored_synapses
 from dpap.report.compare import compare_runs
 from dpap.report.history import ResultLine, read_history
+from dpap.report.page import page
 from dpap.training.loop import Progress, resume, train
 
 
@@ -56,6 +57,12 @@ def test_it_has_the_counts_of_the_run_and_other_weights(runs: dict[str, Path]) -
     assert any(not torch.equal(mask, masks[2][name]) for name, mask in masks[0].items())
     assert {n: int(m.sum()) for n, m in masks[0].items()} == {n: int(m.sum()) for n, m in masks[2].items()}
     assert not torch.equal(one.get_parameter("conv2.weight"), same.get_parameter("conv2.weight"))
+
+
+def test_its_report_says_so(runs: dict[str, Path]) -> None:
+    text = " ".join(page(runs["shuffled"] / "0").split())
+    assert "was trained from the start, its connections shuffled within each layer" in text
+    assert "grew again" not in text
 
 
 def test_seeds_are_one_arm(runs: dict[str, Path]) -> None:

@@ -102,6 +102,18 @@ def notices(files: RunFiles) -> list[str]:
             f"Paper protocol, for comparison only: {percent(files.result.best_test_accuracy)}, the best epoch after "
             "the last pruning, chosen on the test split itself."
         )
+    born, wasted = (
+        sum(sum(getattr(line, name).values()) for line in files.history.development)
+        for name in ("born_synapses", "wasted_synapses")
+    )
+    if born:
+        again = share_of(wasted / born)
+        found.append(f"{born:,} connections grew again while pruning went on; {again} of them were pruned again.")
+    if structure := files.setting("development.structure"):
+        how = ", its connections shuffled within each layer" if files.setting("development.shuffled") else ""
+        found.append(
+            f"A control: the structure of {structure} was trained from the start{how}; nothing was pruned here."
+        )
     if files.setting("optimizer.ema") is not None:
         found.append("What is measured and saved is a running mean of the weights.")
     return found
