@@ -297,6 +297,9 @@ def kernels_ann() -> Iterator[Arm]:
     for regrow in ("gradient", "hebb", "random"):
         config = connections(base, 5, "taylor", regrow=regrow)
         yield from seeded(study, f"regrow-{regrow}-5", config, 2, against="taylor-5")
+    for crowding in (0.0, 1.0):
+        config = connections(base, 5, "magnitude", crowding=crowding)
+        yield from seeded(study, f"crowding-{crowding:g}-5", config, 2, against="magnitude-5")
     yield from seeded(study, "weighted-input-5", connections(base, 5, "weighted-input"), 2, against="taylor-5")
     units = pruned(base, {"macs": 0.25}, unit_score="magnitude")
     yield from seeded(study, "units-25", units, 2, against="narrow-5")

@@ -12,6 +12,7 @@ from kernel_runs import batch, developer, train
 from torch import Tensor, nn
 
 from dpap import DPAP, DPAPError
+from dpap.development.replay import Deaths
 from dpap.method.regrowth import erk_density, exchange, exchange_share, hebbian
 from dpap.metrics import count_synapses
 
@@ -193,6 +194,11 @@ def test_what_is_not_possible_is_refused() -> None:
             developer("ordinary", rule="rigl", **({"synapses": None} | wrong))
     with pytest.raises(DPAPError, match="prunes down to a connectivity, and to nothing else"):
         developer("ordinary", rule="set", synapses=None, target=None)
+    record = Deaths.of(train(developer("ordinary")))
+    with pytest.raises(DPAPError, match="A replay holds what was pruned, not what grew again"):
+        developer("ordinary", regrow="hebb", replay=record, target=None)
+    with pytest.raises(DPAPError, match="cannot be reached: floors and protected parts keep at least"):
+        developer("ordinary", target={"effective_macs": 0.01})
     for dev in (developer("ordinary", regrow="gradient"), developer("ordinary", score="taylor")):
         with pytest.raises(DPAPError, match="There was no backward pass"):
             for step in range(60):

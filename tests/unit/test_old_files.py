@@ -21,7 +21,7 @@ OLD = Path(__file__).parents[1] / "old" / "run"
 def test_its_config_is_read_and_written_the_same() -> None:
     written = (OLD / "config.toml").read_text()
     now = tomllib.loads(to_toml(read_config(OLD / "config.toml")))
-    newer = {"synapses": "linear", "regrow": "none", "structure": "none", "shuffled": False}
+    newer = {"synapses": "linear", "regrow": "none", "structure": "none", "shuffled": False, "crowding": "none"}
     assert {name: now["development"].pop(name) for name in newer} == newer, "what is newer takes its default"
     assert now["development"]["target"].pop("effective_macs") == "none"
     assert now == tomllib.loads(written)

@@ -101,7 +101,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 LATER = (
     *("recipe", "development.target.effective_macs"),
-    *(f"development.{name}" for name in ("prune", "synapses", "regrow", "structure", "shuffled")),
+    *(f"development.{name}" for name in ("prune", "synapses", "regrow", "structure", "shuffled", "crowding")),
 )
 """Settings that a complete file may leave out: files of earlier versions are complete without them."""
 

@@ -270,7 +270,7 @@ class TargetConfig(Section):
 
 
 LEVELS = ("kappa_unit", "kappa_synapse", "kappa_pair", "kappa_step")
-OF_THE_DEFAULT = ("unit_score", "synapse_score", "time_score", *LEVELS)
+OF_THE_DEFAULT = ("unit_score", "synapse_score", "time_score", "crowding", *LEVELS)
 """Settings of rule "dpap" alone: its links."""
 
 
@@ -322,6 +322,9 @@ class DevelopmentConfig(Section):
     """With its connections at other places of each layer, drawn once."""
     regrow: OrNone[Annotated[str, OneOf("choice", get_args(Regrow))]] = None
     """Which pruned connections grow again while pruning goes on, in exchange for the weakest; none: none."""
+    crowding: OrNone[NotNegative] = None
+    """With synapses = "all" and a target: how much larger a share of their connections layers with few inputs keep, 0
+    to 1; none: as the rule says."""
     target: Annotated[TargetConfig, from_table(TargetConfig)] = TargetConfig()
 
     def __post_init__(self) -> None:

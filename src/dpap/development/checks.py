@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from dpap.errors import DPAPError
 from dpap.hooks import OwnHook
 from dpap.method.regrowth import Regrow
-from dpap.method.rules import CROWDING, KINDS, Rule, Synapses
+from dpap.method.rules import KINDS, Rule, Synapses
 from dpap.pruning.choose import CONNECTIONS
 
 BY_UNITS = frozenset({"macs", "parameters", "latency"})
@@ -135,8 +135,7 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
                 f"synapses={synapses!r}.", fix='choose "linear" (linear layers) or "all" (convolutions too).'
             )
         _check_adjustable(rule, "synapses")
-        crowding = CROWDING if synapses == "all" else 0.0
-        rule = dataclasses.replace(rule, synapses=cast(Synapses, synapses), crowding=crowding)
+        rule = dataclasses.replace(rule, synapses=cast(Synapses, synapses))
     if regrow is not None:
         if regrow not in get_args(Regrow):
             raise DPAPError(f"regrow={regrow!r}.", fix='choose "hebb", "gradient" or "random", or leave it out.')

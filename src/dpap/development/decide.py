@@ -113,7 +113,7 @@ class Decider:
                 [(edges[w], synapse_ranked[w], synapse_use[w], self._mature(w, step)) for w in synapse_use],
                 self.plan.rule.level("synapse", clock),
                 self.plan.rule.tolerance,
-                crowding=self.plan.rule.crowding,
+                crowding=self.plan.rule.crowding if self.plan.rule.synapses == "all" else 0.0,
                 fallen_only=not (self.replay or self.target.keys() & CONNECTIONS),
             )
             if not self.plan.rule.windowed:

@@ -39,6 +39,7 @@ def _of_the_literature(name: str, *links: Link, regrow: Regrow | None = None, sp
         links=lambda layer, kind, clock: links,
         gamma=lambda clock: 0.0,
         synapses="all",
+        crowding=0.0,
         regrow=regrow,
         sparse_start=sparse,
         settled=False,

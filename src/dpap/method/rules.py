@@ -44,8 +44,6 @@ KINDS: dict[str, frozenset[Kind]] = {
 }
 """What may be pruned, by the name that a user gives it."""
 LayerKind = Literal["conv", "linear"]
-CROWDING = 0.5
-"""Where convolutions lose connections: layers with few inputs need a larger share of them."""
 TRACE_DECAY = 0.5  # tau, paper section II
 Sums = WindowSums | SlidingSums
 
@@ -89,9 +87,9 @@ class Rule:
     """Whose synapses are pruned one by one: those of linear layers, or of convolutions too, where the kernel between an
     input and an output channel is one synapse."""
     crowding: float = 0.0
-    """Under a target, synapses of all layers are pruned in the order of F / N^crowding, N the inputs of a unit. 0: each
-    as it stands among its siblings, so that all layers end about equally sparse; 1: by its share of what its unit
-    receives, so that units end with about equally many inputs."""
+    """Where convolutions lose synapses to a target, those of all layers go in the order of F / N^crowding, N the inputs
+    of a unit. 0: each as it stands among its siblings, so that all layers end about equally sparse; 1: by its share of
+    what its unit receives, so that units end with about equally many inputs."""
     regrow: Regrow | None = None
     """Which pruned synapses are born again, in exchange for the weakest; None: none."""
     settled: bool = True
@@ -115,6 +113,7 @@ def dpap(
     kappa_synapse: float = 1.0,
     kappa_pair: float = 0.5,
     kappa_step: float = 0.3,
+    crowding: float = 0.5,
     time_score: TimeScore | str = importance,
     kinds: frozenset[Kind] = frozenset({"unit", "synapse"}),
     leaks: bool = True,
@@ -129,6 +128,7 @@ def dpap(
         kappa_synapse: The same for synapses.
         kappa_pair: For the steps of a unit, where time steps are pruned.
         kappa_step: For the steps of a layer, likewise.
+        crowding: How much larger a share of their synapses layers with few inputs keep; see `Rule.crowding`.
         time_score: What a step is worth to its siblings: "importance", Eq. (8), or "random", its control.
         kinds: What is pruned: units, synapses or both.
         leaks: False (ablation): survival is the mean over all steps so far, nothing is forgotten.
@@ -155,6 +155,7 @@ def dpap(
         level=lambda kind, clock: rising_level(clock.q if rises else 1.0, kappa[kind]),
         tolerance=1e-6,
         kinds=kinds,
+        crowding=crowding,
         windowed=True,
         time_kinds=frozenset({"pair", "step"}),
         time_score=_time_score(time_score) if isinstance(time_score, str) else time_score,

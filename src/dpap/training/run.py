@@ -370,7 +370,7 @@ def make_rule(settings: DevelopmentConfig) -> Rule:
     """The rule with the scores and levels of the config."""
     if settings.rule != "dpap":
         return RULES[settings.rule]()
-    given: dict[str, Any] = {name: getattr(settings, name) for name in (*LEVELS, "time_score")}
+    given: dict[str, Any] = {name: getattr(settings, name) for name in (*LEVELS, "time_score", "crowding")}
     if settings.unit_score is not None or settings.synapse_score is not None:
         given["score"] = per_kind(unit=settings.unit_score or "spine", synapse=settings.synapse_score or "spine")
     return dpap(**{name: value for name, value in given.items() if value is not None})
