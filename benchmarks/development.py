@@ -21,10 +21,11 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from neurons import NETS, Net, layers_of
@@ -91,6 +92,8 @@ class Arm:
     observe_every: int | None
     """None: no DPAP object."""
     device: str = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """More arguments of DPAP."""
     rounds: list[Spent] = field(default_factory=list)
     """Without development steps."""
     developments: list[Spent] = field(default_factory=list)
@@ -114,6 +117,7 @@ class Arm:
                 stop=WINDOW,
                 observe_every=self.observe_every,
                 shrink="never",  # what shrinking saves is another benchmark
+                **self.options,
             )
 
     def observing(self) -> AbstractContextManager[None]:
@@ -156,11 +160,13 @@ class Row:
     """At the end, to show that masks were in place."""
 
 
-def measure(name: str, rounds: int, net: Net | None = None, device: str = "cpu") -> list[Row]:
-    """The arms in turns. `net`: in place of the one of that name."""
+def measure(
+    name: str, rounds: int, net: Net | None = None, device: str = "cpu", options: Mapping[str, Any] | None = None
+) -> list[Row]:
+    """The arms in turns. `net`: in place of the one of that name; `options`: more arguments of DPAP."""
     net = NETS[name] if net is None else net
     observed = {"without": None, "every 4th pass": ROUND, "every pass": 1}
-    arms = {label: Arm(net, every, device) for label, every in observed.items()}
+    arms = {label: Arm(net, every, device, options or {}) for label, every in observed.items()}
     generator = torch.Generator().manual_seed(0)
     order = list(arms)
     for turn in range(rounds + DEVELOP_EVERY):  # the first window, before any mask, is not counted
@@ -246,6 +252,8 @@ def main() -> None:
     parser.add_argument("--net", choices=[*NETS, "both"], default="both")
     parser.add_argument("--rounds", type=int, help="two or more; default: 30 for mnist, 8 for cifar")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--synapses", choices=["linear", "all"], default="linear", help="layers that lose connections")
+    parser.add_argument("--score", help="of connections")
     parser.add_argument("--json", type=Path, help="write the rows and the environment here")
     options = parser.parse_args()
     if options.threads:
@@ -254,7 +262,8 @@ def main() -> None:
     default: Callable[[str], int] = {"mnist": 30, "cifar": 8}.__getitem__
     rows: list[Row] = []
     for name in NETS if options.net == "both" else [options.net]:
-        found = measure(name, options.rounds or default(name))
+        arguments = {"synapses": options.synapses} | ({"score": options.score} if options.score else {})
+        found = measure(name, options.rounds or default(name), options=arguments)
         show(found, console)
         rows += found
     console.print(environment())
