@@ -214,12 +214,12 @@ class TestEdges:
         assert reports[0].step == 1 and any(r.died_units for r in reports[:4])
 
 
-WITHOUT_NORM = sorted(SCORES.keys() - {"norm-scale"})  # the replayed network has no norm
+REPLAYED = sorted(SCORES.keys() - {"norm-scale", "taylor"})  # the replayed network has no norm and no backward pass
 
 
 class TestLinks:
     @pytest.mark.slow
-    @pytest.mark.parametrize("name", WITHOUT_NORM)
+    @pytest.mark.parametrize("name", REPLAYED)
     def test_every_score_runs_and_decides(self, name: str, steady: Record) -> None:
         reports, dev = outcome(steady, score=name, target={"connectivity": 0.5})
         assert any(r.deaths for r in reports)
@@ -228,7 +228,7 @@ class TestLinks:
     @pytest.mark.slow
     def test_scores_differ(self, steady: Record) -> None:
         survived = {}
-        for name in WITHOUT_NORM:
+        for name in REPLAYED:
             _, dev = outcome(steady, score=name, start=0.5, stop=1.0, memory=0.2)
             parts = [*dev.survival.values(), *(f.reshape(-1) for f in dev.synapse_survival.values())]
             survived[name] = torch.cat(parts)
