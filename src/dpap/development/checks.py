@@ -121,7 +121,8 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
 
     Args:
         rule: Of the development.
-        prune: "units", "synapses" or "both"; None: as the target asks, connections where it counts them.
+        prune: "units", "synapses" or "both"; None: as the target asks: units alone where only they bring it down,
+            connections alone where all layers lose them.
         target: Its metrics.
         synapses: Of which layers: "linear" or "all"; None: as the rule says.
         regrow: Which pruned synapses grow again: "hebb", "gradient" or "random"; None: as the rule says.
@@ -145,8 +146,12 @@ def restricted(rule: Rule, prune: str | None, target: Iterable[str], synapses: s
         rule = dataclasses.replace(rule, regrow=cast(Regrow, regrow))
     metrics = set(target)
     if prune is None:
-        units_alone = bool(metrics & BY_UNITS) and metrics.isdisjoint(CONNECTIONS)
-        return dataclasses.replace(rule, kinds=rule.kinds & {"unit"}) if units_alone and "unit" in rule.kinds else rule
+        by_units, by_connections = bool(metrics & BY_UNITS), not metrics.isdisjoint(CONNECTIONS)
+        if by_units and not by_connections and "unit" in rule.kinds:
+            return dataclasses.replace(rule, kinds=rule.kinds & {"unit"})
+        if rule.synapses == "all" and by_connections and not by_units and "synapse" in rule.kinds:
+            return dataclasses.replace(rule, kinds=rule.kinds & {"synapse"})
+        return rule
     if prune not in KINDS:
         raise DPAPError(f"prune={prune!r}.", fix='choose "units", "synapses" or "both".')
     _check_adjustable(rule, "prune")
