@@ -297,6 +297,8 @@ def kernels_ann() -> Iterator[Arm]:
     for regrow in ("gradient", "hebb", "random"):
         config = connections(base, 5, "taylor", regrow=regrow)
         yield from seeded(study, f"regrow-{regrow}-5", config, 2, against="taylor-5")
+    both = connections(base, 5, "taylor", prune="both")
+    yield from seeded(study, "both-5", both, 2, against="taylor-5")
     for crowding in (0.0, 1.0):
         config = connections(base, 5, "magnitude", crowding=crowding)
         yield from seeded(study, f"crowding-{crowding:g}-5", config, 2, against="magnitude-5")

@@ -59,7 +59,9 @@ class DPAP:
             The latency is that of one forward pass of `example_input` in evaluation mode; it is measured, so that two
             runs of the same seed need not be equal.
         prune: What may be pruned: "units" (channels and neurons), "synapses" (single connections) or "both". By default
-            both, but for a target of macs, parameters or latency alone, which only whole units bring down: units.
+            both; for a target of macs, parameters or latency alone, which only whole units bring down: units; for one
+            of connectivity, effective_macs or sops where all layers lose connections: those alone, and a unit goes
+            with its last one.
         synapses: Which layers lose single connections: "linear" ones (the default) or "all", convolutions too: there
             the kernel between an input and an output channel is one connection. Depthwise convolutions and the layer
             that reads the network's input keep theirs.

@@ -313,7 +313,7 @@ class DevelopmentConfig(Section):
     record takes the place of the target, which is set to none."""
     prune: OrNone[Annotated[str, OneOf("choice", tuple(KINDS))]] = None
     """What may be pruned: "units", "synapses" or "both"; none: both, but units alone for a target of macs, parameters
-    or latency without connectivity."""
+    or latency without connectivity, and synapses alone where all layers lose them to a target."""
     synapses: Annotated[str, OneOf("choice", ("linear", "all"))] = "linear"
     """Which layers lose single connections: linear ones, or all, where the kernel between two channels is one."""
     structure: OrNone[str] = None
