@@ -17,7 +17,7 @@ PARTS = {path.stem for path in SOURCE.iterdir() if path.suffix in ("", ".py")} -
 # Nor where a user's arguments arrive: they are refused in words.
 PARTS |= {f"development.{path.stem}" for path in (SOURCE / "development").glob("*.py")}
 PARTS -= {"development", "development.engine", "developer"}
-if os.environ.get("DPAP_CHECK_SHAPES") == "1":  # `make test-all`: it doubles the time
+if os.environ.get("DPAP_CHECK_SHAPES") == "1":  # in `make test-all`, for the tests of the method
     install_import_hook([f"dpap.{part}" for part in sorted(PARTS)], "shape_checks.check")
 
 torch.set_num_threads(1)  # the tests are many and small; equal results must not rest on how many cores there are
