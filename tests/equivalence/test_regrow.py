@@ -124,6 +124,10 @@ def test_backward_sums_are_those_of_the_unmasked_weight() -> None:
             torch.testing.assert_close(backward[f"{kind} {name}"], values)
         assert bool((backward[f"gradient {name}"][~mask] > 0).any()), f"no dead synapse of {name} has a gradient"
         assert not bool(backward[f"taylor {name}"][~mask].any())
+    seen = dict(backward)
+    dev.close()
+    nn.functional.cross_entropy(dev.model(x), y).backward()
+    assert all(backward[key] is value for key, value in seen.items()), "hooks are left after close()"
 
 
 @pytest.mark.parametrize("rule", ["gmp", "set", "rigl"])

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dpap.method.scores import drawn
+from dpap.method.survival import ROUNDING
 
 Regrow = Literal["hebb", "gradient", "random"]
 """Who is born: where the two ends are active together, where the loss asks for it, or anyone."""
@@ -121,14 +122,13 @@ def erk_density(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / sizes[name] for name, shape in shapes.items()}
     full: set[str] = set()
-    while len(full) < len(raw):
+    while True:
         left = density * sum(sizes.values()) - sum(sizes[name] for name in full)
         scale = left / sum(raw[name] * sizes[name] for name in raw if name not in full)
-        over = {name for name in raw if name not in full and scale * raw[name] > 1}
+        over = {name for name in raw if name not in full and scale * raw[name] > 1 + ROUNDING}
         if not over:
-            return {name: 1.0 if name in full else scale * raw[name] for name in raw}
+            return {name: 1.0 if name in full else min(1.0, scale * raw[name]) for name in raw}
         full |= over
-    return dict.fromkeys(raw, 1.0)
 
 
 def sparse_start(shape: tuple[int, int], density: float, *, seed: int, layer: str) -> Bool[Tensor, "O I"]:
