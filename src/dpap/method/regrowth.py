@@ -53,7 +53,7 @@ def promise(
     Args:
         regrow: Which promise.
         xy: (O, I), sum of x_j y_i over the window; "hebb" reads it.
-        gradient: (O, I), sum of |dL/dw| over the window and the kernel; "gradient" reads it.
+        gradient: (O, I), sizes of dL/dw summed over the window and the kernel; "gradient" reads it.
         ends: (O, I), pairs whose ends both live.
         seed: Of the run; "random" draws.
         layer: Likewise, its name.
